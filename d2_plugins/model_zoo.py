@@ -1,0 +1,60 @@
+"""Config files by name, as detectron2.model_zoo has it (which itself needs pkg_resources)."""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from .config import get_cfg
+
+__all__ = ["get_config", "get_config_file", "list_configs"]
+
+
+def _root() -> Path:
+    return Path(str(files("d2_plugins.configs")))
+
+
+def list_configs() -> list[str]:
+    """Names of all configs, relative to the zoo, e.g. ``"PennFudan/csp_cascade.yaml"``."""
+    root = _root()
+    return sorted(str(path.relative_to(root).as_posix()) for path in root.rglob("*.yaml"))
+
+
+def get_config_file(name: str) -> str:
+    """Path of the config called ``name``.
+
+    Args:
+        name: relative to the zoo, e.g. ``"csp_cascade.yaml"``.
+
+    Raises:
+        FileNotFoundError: there is no such config; the message names the nearest ones.
+    """
+    path = _root() / name
+    if not path.is_file():
+        known = list_configs()
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise FileNotFoundError(
+            f"No config '{name}' in d2_plugins' model zoo. Nearest: {', '.join(near)}. "
+            "d2_plugins.model_zoo.list_configs() has all."
+        )
+    return str(path)
+
+
+def get_config(name: str, trained: bool = False) -> CfgNode:
+    """The config called ``name``, merged onto ``d2_plugins.get_cfg()``.
+
+    Args:
+        name: relative to the zoo.
+        trained: set ``MODEL.WEIGHTS`` to weights trained with this very config instead of the
+            config's own starting weights.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        RuntimeError: ``trained`` is asked for and no trained weights are published.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(name), allow_unsafe=False)
+    if trained:
+        raise RuntimeError(f"No trained weights are published for '{name}' yet; see docs/zoo.md.")
+    return cfg

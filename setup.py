@@ -1,0 +1,73 @@
+"""Packaging of d2_plugins. Imports setuptools only: torch is not there under build isolation."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+CONFIG_PACKAGES = ["d2_plugins.configs"]
+
+
+def read_version() -> str:
+    text = (ROOT / "d2_plugins" / "__init__.py").read_text()
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("no __version__ in d2_plugins/__init__.py")
+    return match.group(1)
+
+
+setup(
+    name="d2_plugins",
+    version=read_version(),
+    description="CSPNet, CBAM/ECA, Cascade RPN, Double-Head and Inverted Attention for detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["d2_plugins", "d2_plugins.*"]) + CONFIG_PACKAGES,
+    package_dir={"d2_plugins.configs": "configs"},
+    package_data={
+        "d2_plugins": ["py.typed"],
+        "d2_plugins.configs": ["*.yaml", "*/*.yaml"],
+    },
+    # detectron2 is not named: it is not on PyPI under its own name, and an installed one is to be
+    # respected. d2_plugins/__init__.py says how to get it.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy",
+        "fvcore",
+        "iopath",
+        "pycocotools>=2.0.7",
+        "faster-coco-eval>=1.6",
+        "timm>=1.0.9",
+        "tqdm",
+    ],
+    extras_require={
+        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "dev": [
+            "hypothesis",
+            "import-linter",
+            "mypy",
+            "pytest",
+            "pytest-randomly",
+            "pytest-socket",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
+        ],
+    },
+    zip_safe=False,
+)
