@@ -22,17 +22,7 @@ if find_spec("detectron2") is None:
         "docs/installing.md has the details."
     )
 
-from . import modeling  # noqa: F401  (imported for its registrations)
+from . import model_zoo, modeling  # modeling is imported for its registrations
 from .config import add_d2_plugins_config, get_cfg
 
-__all__ = ["__version__", "add_d2_plugins_config", "get_cfg", "model_zoo"]
-
-
-def __getattr__(name: str) -> object:
-    # model_zoo builds on the engine-free parts only, yet most users of a single layer never need
-    # it: resolve it on first use so that `import d2_plugins` stays cheap.
-    if name == "model_zoo":
-        from importlib import import_module
-
-        return import_module(".model_zoo", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["__version__", "add_d2_plugins_config", "get_cfg", "model_zoo", "modeling"]

@@ -1,0 +1,126 @@
+"""One training step: mixed precision on GPU and CPU, and clipping of the global gradient norm."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["StepTrainer", "amp_dtype", "wrap_ddp"]
+
+_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The dtype of mixed precision that ``cfg.SOLVER.AMP`` asks for; None when it is off.
+
+    Raises:
+        ValueError: ``SOLVER.AMP.DTYPE`` is unknown, or float16 is asked for on the CPU.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    name = cfg.SOLVER.AMP.DTYPE
+    if name == "auto":
+        name = "bfloat16" if on_cpu else "float16"
+    if name not in _AMP_DTYPES:
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}'; allowed: auto, {', '.join(_AMP_DTYPES)}"
+        )
+    if on_cpu and name == "float16":
+        raise ValueError("SOLVER.AMP.DTYPE is 'float16', which trains on CUDA only; use bfloat16")
+    return _AMP_DTYPES[name]
+
+
+def wrap_ddp(model: nn.Module) -> nn.Module:
+    """``model`` for data-parallel training; itself when there is one process.
+
+    detectron2's ``create_ddp_model`` names a device id, which DDP refuses for a model on the CPU.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+    )
+
+
+class StepTrainer(SimpleTrainer):
+    """detectron2's SimpleTrainer, with autocast on either device and a global gradient clip.
+
+    bfloat16 has float32's range, so only float16 comes with a gradient scaler.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp_dtype: torch.dtype | None = None,
+        clip_norm: float | None = None,
+        norm_type: float = 2.0,
+    ) -> None:
+        """Args:
+        model: returns a dict of losses for a batch.
+        data_loader: an endless source of batches.
+        optimizer: over the parameters of ``model``.
+        amp_dtype: precision of autocast; None trains in the parameters' own precision.
+        clip_norm: scale the gradients so that their norm over the whole model is at most this;
+            None leaves them.
+        norm_type: the p of that norm.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.amp_dtype = amp_dtype
+        self.clip_norm = clip_norm
+        self.norm_type = norm_type
+        self.device_type = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=amp_dtype is torch.float16
+        )
+
+    def run_step(self) -> None:
+        """One forward, backward and optimizer step."""
+        assert self.model.training, "the model was left in eval mode"
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        with torch.autocast(
+            self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+        ):
+            loss_dict = self.model(data)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(loss_dict.values())).backward()
+        self.after_backward()
+        self._write_metrics(loss_dict, data_time)
+        self._clip_gradients()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _clip_gradients(self) -> None:
+        if self.clip_norm is None:
+            return
+        self.grad_scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm, self.norm_type)
+        get_event_storage().put_scalar("grad_norm", norm.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of a run that a resumed one needs."""
+        state = super().state_dict()
+        if self.grad_scaler.is_enabled():
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,0 +1,166 @@
+"""The trainer: detectron2's DefaultTrainer on GPU and CPU, resumable to the same weights."""
+
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import build_optimizer
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint import PluginCheckpointer
+from ..data.loader import TrainLoader, build_train_loader
+from ..data.mapper import PluginDatasetMapper
+from ..evaluation import build_evaluator
+from .hooks import BestCheckpoint, SeedPerIteration
+from .train_loop import StepTrainer, amp_dtype, wrap_ddp
+
+__all__ = ["Trainer", "scale_to_world_size"]
+
+logger = logging.getLogger(__name__)
+
+# CLIP_GRADIENTS.CLIP_TYPE of detectron2 is "value" or "norm", both per parameter.
+_CLIP_FULL_MODEL = "full_model"
+
+
+class Trainer(DefaultTrainer):
+    """Trains what a config describes; see DefaultTrainer for the use.
+
+    What it adds: data-parallel training on CPUs, mixed precision on either device, clipping of
+    the whole model's gradient norm (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), atomic
+    checkpoints, the best checkpoint by ``TEST.BEST_METRIC``, and runs that depend on ``SEED`` and
+    the iteration alone: a resumed run ends with the weights of an uninterrupted one (bit for bit
+    on a CPU).
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Args:
+        cfg: the whole config, scaled to the number of processes here.
+        """
+        # Skip DefaultTrainer.__init__, which builds DDP for GPUs only, not TrainerBase's.
+        super(DefaultTrainer, self).__init__()
+        cfg = scale_to_world_size(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        clip_full_model = clip.ENABLED and clip.CLIP_TYPE == _CLIP_FULL_MODEL
+        self._trainer = StepTrainer(
+            wrap_ddp(model),
+            loader,
+            optimizer,
+            amp_dtype=amp_dtype(cfg),
+            clip_norm=clip.CLIP_VALUE if clip_full_model else None,
+            norm_type=clip.NORM_TYPE,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = PluginCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self._seeds = SeedPerIteration(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+        self.register_hooks([self._seeds, *self.build_hooks()])
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the run in ``OUTPUT_DIR``, or start one from ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: continue if ``OUTPUT_DIR`` holds a checkpoint.
+        """
+        found = self.checkpointer.has_checkpoint()
+        super().resume_or_load(resume=resume)
+        if resume and found:
+            logger.info("Resuming from iteration %d of %d", self.start_iter, self.max_iter)
+        elif resume:
+            logger.warning("--resume: no checkpoint in %s; starting anew", self.cfg.OUTPUT_DIR)
+        elif found:
+            logger.warning(
+                "%s holds checkpoints of an earlier run, which this one replaces; "
+                "--resume would continue it",
+                self.cfg.OUTPUT_DIR,
+            )
+        if self.start_iter == 0 and comm.is_main_process():
+            _set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.seek(self.start_iter, self._seeds.seed)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """detectron2's hooks, and the best checkpoint right after each evaluation."""
+        built = [hook for hook in super().build_hooks() if hook is not None]
+        metric = self.cfg.TEST.BEST_METRIC
+        if metric and comm.is_main_process():
+            after_eval = 1 + max(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+            best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
+            built.insert(after_eval, best)
+        return built
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """detectron2's optimizer; the full-model clip is the step's business, not its own."""
+        if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == _CLIP_FULL_MODEL:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """Our seekable loader with our mapper."""
+        return build_train_loader(cfg, PluginDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """detectron2's test loader with our mapper."""
+        mapper = PluginDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator for the type of ``dataset_name``, writing under ``OUTPUT_DIR``."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+
+def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
+    """Scale batch, learning rate and schedule from ``SOLVER.REFERENCE_WORLD_SIZE`` processes.
+
+    The rule is detectron2's (linear scaling, arXiv 1706.02677); this says in one line what it did.
+
+    Args:
+        cfg: the config; not changed.
+        world_size: number of processes of this run.
+
+    Returns:
+        A scaled copy, or ``cfg`` itself where there is nothing to scale.
+    """
+    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    if scaled is not cfg:
+        keys = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
+        changes = ", ".join(f"{key} {cfg.SOLVER[key]} -> {scaled.SOLVER[key]}" for key in keys)
+        logger.info(
+            "Scaled from SOLVER.REFERENCE_WORLD_SIZE %d to %d process(es): %s",
+            cfg.SOLVER.REFERENCE_WORLD_SIZE,
+            world_size,
+            changes,
+        )
+    return scaled
+
+
+def _set_aside(path: str) -> None:
+    """Rename a file of an earlier run, so that a new one neither mixes with it nor erases it."""
+    if not os.path.exists(path):
+        return
+    stem, extension = os.path.splitext(path)
+    number = 1
+    while os.path.exists(f"{stem}.{number}{extension}"):
+        number += 1
+    os.replace(path, f"{stem}.{number}{extension}")
