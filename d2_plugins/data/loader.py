@@ -68,9 +68,11 @@ class TrainLoader:
         num_workers: loading processes; does not change what is loaded.
         seed: of the order and of every sample's augmentation; equal in all processes.
         """
-        # The list itself is not kept: detectron2's serialised form is what loading processes share.
+        # The list itself is not kept: loading processes share detectron2's serialised form.
         self._mapped = MapDataset(DatasetFromList(list(dataset), copy=False), mapper)
-        self._is_wide = [item["width"] > item["height"] for item in dataset] if aspect_ratio_grouping else None
+        self._is_wide = (
+            [item["width"] > item["height"] for item in dataset] if aspect_ratio_grouping else None
+        )
         self.make_sampler = make_sampler
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -66,9 +66,7 @@ def launch(
         raise SystemExit(_cause(error, processes)) from None
 
 
-def _worker(
-    main: Callable[..., Any], spawned: bool, processes: int, args: tuple[Any, ...]
-) -> None:
+def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple[Any, ...]) -> None:
     if spawned:
         _die_with_parent()
         if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:

@@ -61,9 +61,7 @@ class Trainer(DefaultTrainer):
             norm_type=clip.NORM_TYPE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = PluginCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = PluginCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -92,6 +90,15 @@ class Trainer(DefaultTrainer):
             _set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.seek(self.start_iter, self._seeds.seed)
+
+    def train(self) -> dict[str, Any] | None:
+        """Train from ``start_iter`` to ``max_iter``.
+
+        Returns:
+            The results of the last evaluation; None in all processes but the main one.
+        """
+        super().train()
+        return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """detectron2's hooks, and the best checkpoint right after each evaluation."""

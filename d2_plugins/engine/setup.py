@@ -1,0 +1,167 @@
+"""From a command line to a checked config."""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+
+from .. import model_zoo
+from ..config import get_cfg
+from ..data import missing_dataset_hint, register_custom
+from .errors import UsageError
+
+__all__ = ["build_cfg", "check_datasets", "setup"]
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a run, with logging, seed and output folder set up.
+
+    Args:
+        args: from :func:`d2_plugins.engine.parse_args`.
+
+    Raises:
+        UsageError: see :func:`build_cfg`.
+    """
+    cfg = build_cfg(args)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def build_cfg(args: argparse.Namespace) -> CfgNode:
+    """The config that a command line asks for.
+
+    Args:
+        args: from :func:`d2_plugins.engine.parse_args`.
+
+    Raises:
+        UsageError: the config file is missing or unsafe, a key is unknown, a value has the wrong
+            type, or a data set is missing or broken.
+    """
+    cfg = get_cfg()
+    if args.config_file:
+        _merge_file(cfg, args.config_file)
+    _merge_opts(cfg, args.opts)
+    if args.train_json or args.val_json:
+        register_own_data(cfg, args)
+    if args.num_gpus == 0 or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    check_datasets(cfg, training=not args.eval_only)
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    path = config_file
+    if not Path(path).is_file():
+        # A name of the model zoo works from any folder, as in model_zoo.get_config.
+        name = path.removeprefix("configs/")
+        if name not in model_zoo.list_configs():
+            near = _nearest(name, model_zoo.list_configs())
+            raise UsageError(f"There is no config file '{config_file}'. Near names: {near}")
+        path = model_zoo.get_config_file(name)
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise UsageError(
+            f"{config_file} is refused: it holds a YAML tag that could run code ({error.problem})"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{config_file} is not valid YAML: {error}") from error
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UsageError(f"{config_file}: {_explain(error, cfg)}") from error
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    try:
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        bad = [key for key in opts[::2] if key not in set(_keys(cfg))]
+        if bad:
+            raise UsageError(_unknown_key(bad[0], cfg)) from error
+        raise UsageError(str(error)) from error
+
+
+def _explain(error: Exception, cfg: CfgNode) -> str:
+    message = str(error).strip("\"'")
+    if "Non-existent config key" in message:
+        return _unknown_key(message.rsplit(": ", 1)[-1], cfg)
+    return message
+
+
+def _unknown_key(key: str, cfg: CfgNode) -> str:
+    return f"There is no config key '{key}'. Nearest: {_nearest(key, list(_keys(cfg)))}"
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    by_last = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = by_last[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return ", ".join(near) or "none is near"
+
+
+def register_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Register the data sets of the command line and fit ``cfg`` to them.
+
+    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST`` and the class counts of all heads.
+
+    Raises:
+        UsageError: the pre-flight check finds an error; the message lists the findings.
+    """
+    try:
+        data = register_custom(args.train_json, args.train_images, args.val_json, args.val_images)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    for report in data.reports:
+        logger.info("%s", report)
+    cfg.DATASETS.TRAIN = data.train_names
+    cfg.DATASETS.TEST = data.test_names
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
+    cfg.MODEL.RETINANET.NUM_CLASSES = len(data.class_names)
+
+
+def check_datasets(cfg: CfgNode, *, training: bool) -> None:
+    """Check that the data sets of ``cfg`` are registered, are on disk and fit the class counts.
+
+    Args:
+        cfg: the config.
+        training: check ``DATASETS.TRAIN`` too.
+
+    Raises:
+        UsageError: one is unknown or missing, or has more classes than the model.
+    """
+    names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
+    if training and not cfg.DATASETS.TRAIN:
+        raise UsageError("DATASETS.TRAIN is empty: name a data set, or give --train-json")
+    for name in names:
+        if name not in DatasetCatalog.list():
+            near = _nearest(name, sorted(DatasetCatalog.list()))
+            raise UsageError(f"There is no data set '{name}'. Nearest: {near}")
+        hint = missing_dataset_hint(name)
+        if hint:
+            raise UsageError(hint)
+        classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
+        if classes and _uses_roi_classes(cfg) and len(classes) > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise UsageError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data set "
+                f"'{name}' has {len(classes)} classes"
+            )
+
+
+def _uses_roi_classes(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
