@@ -1,0 +1,27 @@
+# make demo and make test are the two commands; both set up $(VENV) first.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+.PHONY: install demo test lint format clean
+
+install:
+	dev/install.sh $(VENV)
+
+demo: install
+	$(PY) tools/run_demo.py
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+test: lint
+	$(PY) -m pytest -n 2 --dist worksteal
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info output .pytest_cache .mypy_cache .ruff_cache .hypothesis
