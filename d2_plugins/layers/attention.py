@@ -1,0 +1,223 @@
+"""Channel and spatial attention as published: CBAM, ECA and SE.
+
+Each module maps (N, C, H, W) to the same shape by multiplying with gates in (0, 1), and is meant to
+stand after the last norm of a residual block and before the shortcut is added.
+
+Every module takes a second, optional argument ``valid``: (N, 1, H, W), 1 on the cells that belong
+to each image and 0 on the padding of the batch (:func:`d2_plugins.layers.padding.valid_mask`). With
+it the global pooling leaves the padding out, so the gates of an image no longer depend on what it
+was batched with. ``None`` means no padding and is the published module. What the modules return
+on padded cells is unspecified: a convolution behind them that should not see the padding needs its
+input multiplied with ``valid``.
+
+Shapes: N images, C channels, H, W of the feature map, k kernel size of ECA, r reduction.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .padding import masked_max, masked_mean
+
+__all__ = [
+    "ATTENTION_NAMES",
+    "CBAM",
+    "ECA",
+    "SE",
+    "ChannelGate",
+    "SpatialGate",
+    "build_attention",
+    "eca_kernel_size",
+]
+
+
+def eca_kernel_size(channels: int) -> int:
+    """ECA's adaptive kernel size, psi(C) = |log2(C) / 2 + 1 / 2|_odd (ECA-Net, equation 12).
+
+    As the authors' and timm's code have it: truncated, then raised to the next odd number, and at
+    least 3; so 3 up to 127 channels, 5 from 128 and 7 from 2048 on.
+    """
+    truncated = int((math.log2(channels) + 1) / 2)
+    return max(truncated if truncated % 2 else truncated + 1, 3)
+
+
+def _hidden_channels(channels: int, reduction: int) -> int:
+    """floor(C / r), as the authors of SE and CBAM have it.
+
+    Raises:
+        ValueError: nothing would be left.
+    """
+    if reduction < 1:
+        raise ValueError(f"reduction must be at least 1, not {reduction}")
+    if channels < reduction:
+        raise ValueError(
+            f"reduction {reduction} leaves no hidden channel of {channels}: "
+            f"allowed is at most {channels}"
+        )
+    return channels // reduction
+
+
+class ECA(nn.Module):
+    """Efficient channel attention (ECA-Net, section 3.2): y = x * sigmoid(conv1d_k(GAP(x))).
+
+    The convolution runs along the channel axis, zero-padded, without a bias; it holds the k
+    parameters of the module.
+    """
+
+    def __init__(self, channels: int, *, kernel_size: int | None = None) -> None:
+        """Build the convolution.
+
+        Args:
+            channels: C; only the formula for k looks at it.
+            kernel_size: k, odd; None takes :func:`eca_kernel_size`. Released ECA-Net weights have
+                a k per stage that the formula does not give.
+
+        Raises:
+            ValueError: ``kernel_size`` is even or not positive.
+        """
+        super().__init__()
+        k = eca_kernel_size(channels) if kernel_size is None else kernel_size
+        if k < 1 or k % 2 == 0:
+            raise ValueError(f"ECA's kernel_size must be odd and positive, not {k}")
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); ``valid`` as in the module's docstring."""
+        gate = self.conv(masked_mean(x, valid)[:, None]).sigmoid()
+        return x * gate[:, 0, :, None, None]
+
+
+class SE(nn.Module):
+    """Squeeze-and-excitation (Hu et al., section 3): y = x * sigmoid(W2 relu(W1 GAP(x))).
+
+    Both layers have a bias, as in the authors' released models.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        """Build the two layers.
+
+        Args:
+            channels: C.
+            reduction: r; the hidden layer has floor(C / r) channels.
+
+        Raises:
+            ValueError: C < r.
+        """
+        super().__init__()
+        hidden = _hidden_channels(channels, reduction)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); ``valid`` as in the module's docstring."""
+        gate = self.fc2(self.fc1(masked_mean(x, valid)).relu()).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+class ChannelGate(nn.Module):
+    """CBAM's channel attention: x * sigmoid(MLP(GAP(x)) + MLP(GMP(x))) (CBAM, equation 2).
+
+    One MLP, with biases and without a norm, serves both pooled vectors.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        """Build the MLP.
+
+        Args:
+            channels: C.
+            reduction: r; the hidden layer has floor(C / r) channels.
+
+        Raises:
+            ValueError: C < r.
+        """
+        super().__init__()
+        hidden = _hidden_channels(channels, reduction)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); ``valid`` as in the module's docstring."""
+        pooled = torch.stack([masked_mean(x, valid), masked_max(x, valid)])
+        gate = self.fc2(self.fc1(pooled).relu()).sum(dim=0).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """CBAM's spatial attention: x * sigmoid(BN(conv7x7([max_c x; mean_c x]))) (CBAM, equation 3).
+
+    The paper's formula lists the mean first and shows no norm; the authors' code, and so their
+    weights, have the maximum first and a BatchNorm of momentum 0.01. Its weight starts at zero, so
+    that the gate starts at 0.5 everywhere.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.bn.weight)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W).
+
+        With ``valid``, padded cells enter the convolution as zeros, like cells beyond the border.
+        """
+        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        if valid is not None:
+            pooled = pooled * valid.to(pooled.dtype)
+        return x * self.bn(self.conv(pooled)).sigmoid()
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention module: the channel gate, then the spatial gate."""
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        """Build both gates.
+
+        Args:
+            channels: C.
+            reduction: r of the channel gate.
+
+        Raises:
+            ValueError: C < r.
+        """
+        super().__init__()
+        self.channel_gate = ChannelGate(channels, reduction=reduction)
+        self.spatial_gate = SpatialGate()
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); ``valid`` as in the module's docstring."""
+        return self.spatial_gate(self.channel_gate(x, valid), valid)
+
+
+_BUILDERS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
+    "eca": lambda channels, reduction, kernel_size: ECA(channels, kernel_size=kernel_size),
+    "cbam": lambda channels, reduction, kernel_size: CBAM(channels, reduction=reduction),
+    "se": lambda channels, reduction, kernel_size: SE(channels, reduction=reduction),
+}
+
+ATTENTION_NAMES: tuple[str, ...] = tuple(_BUILDERS)
+"""What :func:`build_attention` knows."""
+
+
+def build_attention(
+    name: str, channels: int, *, reduction: int = 16, kernel_size: int | None = None
+) -> nn.Module:
+    """An attention module by name; its ``forward(x, valid=None)`` keeps the shape of ``x``.
+
+    Args:
+        name: "eca", "cbam" or "se".
+        channels: C of the map it will see.
+        reduction: r of CBAM and SE; ECA has none.
+        kernel_size: k of ECA, odd; None takes the paper's formula. CBAM and SE have none.
+
+    Raises:
+        ValueError: an unknown name or an impossible option; the message says what is allowed.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown attention '{name}'; allowed: {', '.join(ATTENTION_NAMES)}")
+    return _BUILDERS[name](channels, reduction, kernel_size)
