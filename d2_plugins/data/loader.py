@@ -105,6 +105,8 @@ class TrainLoader:
             batch_sampler=_BatchSampler(self),
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
+            # One of its own: by default making the iterator draws from the global generator.
+            generator=torch.Generator().manual_seed(self.seed),
         )
         return iter(loader)
 
