@@ -1,0 +1,12 @@
+#!/usr/bin/env python
+"""The demo: trains a small detector on the embedded shapes and reports; `make demo` runs it.
+
+    tools/run_demo.py [KEY VALUE ...]
+"""
+
+import sys
+
+from d2_plugins.engine.run_demo import run_demo
+
+if __name__ == "__main__":
+    run_demo(sys.argv[1:])
