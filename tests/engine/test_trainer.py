@@ -1,0 +1,115 @@
+"""The trainer: steps, mixed precision, clipping, and runs that resume to the same weights."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from d2_plugins.engine import Trainer
+from d2_plugins.engine.train_loop import StepTrainer, amp_dtype
+from tests.toy import toy_cfg, write_toy_coco
+
+NAME = "toy_for_trainer"
+
+
+@pytest.fixture
+def toy_data(tmp_path: Path) -> Iterator[list[Any]]:
+    json_file, images = write_toy_coco(tmp_path)
+    register_coco_instances(NAME, {}, str(json_file), str(images))
+    yield ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,)]
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def train(output_dir: Path, opts: list[Any], *, stop_after: int | None = None) -> Trainer:
+    """Train; with ``stop_after`` leave the loop as an interrupted run would."""
+    trainer = Trainer(toy_cfg(output_dir, opts))
+    trainer.resume_or_load(resume=True)
+    if stop_after is not None:
+        trainer.max_iter = stop_after
+    trainer.train()
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    toy_data: list[Any], tmp_path: Path
+) -> None:
+    opts = [*toy_data, "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2]
+    whole = weights(train(tmp_path / "whole", opts))
+    train(tmp_path / "halves", opts, stop_after=4)
+    # The second half evaluates and loads in other processes: neither may matter.
+    more = ["TEST.EVAL_PERIOD", 5, "DATALOADER.NUM_WORKERS", 1]
+    resumed = train(tmp_path / "halves", [*opts, *more])
+    assert resumed.start_iter == 4
+    for key, value in weights(resumed).items():
+        assert torch.equal(value, whole[key]), key
+
+
+def test_metrics_results_and_best_checkpoint_are_written(
+    toy_data: list[Any], tmp_path: Path
+) -> None:
+    opts = ["SOLVER.MAX_ITER", 2, "TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 1]
+    trainer = train(tmp_path, [*toy_data, *opts])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "lr", "bbox/AP"} <= set().union(*lines)
+    assert (tmp_path / "model_best.pth").exists()
+    state = trainer.state_dict()["hooks"]["BestCheckpoint"]
+    resumed = Trainer(toy_cfg(tmp_path, [*toy_data, *opts]))
+    resumed.resume_or_load(resume=True)
+    assert resumed.state_dict()["hooks"]["BestCheckpoint"] == state
+
+
+def test_a_new_run_sets_the_old_metrics_aside(toy_data: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("old")
+    train(tmp_path, [*toy_data, "SOLVER.MAX_ITER", 1])
+    assert (tmp_path / "metrics.1.json").read_text() == "old"
+    assert "old" not in (tmp_path / "metrics.json").read_text()
+
+
+def test_bfloat16_step_on_cpu_is_near_the_float32_one(toy_data: list[Any], tmp_path: Path) -> None:
+    def first_loss(enabled: bool) -> float:
+        opts = [*toy_data, "SOLVER.MAX_ITER", 1, "SOLVER.AMP.ENABLED", enabled]
+        trainer = train(tmp_path / str(enabled), opts)
+        return float(trainer.storage.latest()["total_loss"][0])
+
+    exact, rounded = first_loss(False), first_loss(True)
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "half"])
+def test_precisions_that_a_cpu_cannot_train_are_refused(dtype: str, tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path, ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype])
+    with pytest.raises(ValueError, match=r"SOLVER\.AMP\.DTYPE"):
+        amp_dtype(cfg)
+
+
+def test_full_model_clip_scales_the_whole_gradient_to_the_norm() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, data: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"loss": self.a @ data[0] + 12 * self.b.sum()}
+
+    model = Linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = StepTrainer(model, [[torch.tensor([3.0, 4.0])]], optimizer, clip_norm=6.5)
+    with EventStorage() as storage:
+        step.run_step()
+        assert storage.latest()["grad_norm"][0] == pytest.approx(13.0)
+    # |(3, 4, 12)| = 13, clipped to 6.5: every component is halved, not each parameter to 6.5.
+    assert torch.allclose(model.a, torch.tensor([-1.5, -2.0]))
+    assert torch.allclose(model.b, torch.tensor([-6.0]))

@@ -1,0 +1,87 @@
+"""A toy detection set and a toy detector, small enough for a training step in a test."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from PIL import Image
+
+from d2_plugins import get_cfg, model_zoo
+
+CLASSES = ("dark", "bright")
+
+
+def write_toy_coco(
+    folder: Path, num_images: int = 8, size: tuple[int, int] = (64, 80), seed: int = 0
+) -> tuple[Path, Path]:
+    """Render rectangles on noise, darker and brighter ones being the classes.
+
+    Returns:
+        The COCO json and the folder of images.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    image_root = folder / "images"
+    image_root.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for image_id in range(num_images):
+        pixels = rng.integers(100, 156, (height, width, 3), dtype=np.uint8)
+        for _ in range(2):
+            w, h = rng.integers(16, 40, 2)
+            x, y = rng.integers(0, width - w), rng.integers(0, height - h)
+            category = int(rng.integers(2))
+            pixels[y : y + h, x : x + w] = (20, 235)[category]
+            x, y, w, h = (int(value) for value in (x, y, w, h))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category + 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+        name = f"{image_id:03d}.png"
+        Image.fromarray(pixels).save(image_root / name)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    json_file = folder / "annotations.json"
+    json_file.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return json_file, image_root
+
+
+# KEY VALUE pairs of a detector of 20 thousand parameters on 64-pixel images.
+TOY_OPTS: tuple[str, ...] = (
+    *("MODEL.CSPNET.ARCH", "cspresnext50"),
+    *("MODEL.CSPNET.WIDTH_MULTIPLIER", "0.125"),
+    *("MODEL.CSPNET.DEPTH_MULTIPLIER", "0.2"),
+    *("MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "2"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "50"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)"),
+    *("INPUT.MAX_SIZE_TRAIN", "80"),
+    *("INPUT.MIN_SIZE_TEST", "64"),
+    *("INPUT.MAX_SIZE_TEST", "80"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2"),
+    *("SOLVER.WARMUP_ITERS", "0"),
+    *("TEST.BEST_METRIC", ""),
+)
+
+
+def toy_cfg(output_dir: Path, opts: Sequence[object] = ()) -> CfgNode:
+    """The demo's config, shrunken to the toy detector."""
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("Demo/Base-shapes.yaml"), allow_unsafe=False)
+    cfg.merge_from_list([*TOY_OPTS, *opts])
+    cfg.OUTPUT_DIR = str(output_dir)
+    return cfg
