@@ -11,6 +11,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from .. import model_zoo
 from ..config import get_cfg
@@ -33,7 +35,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = build_cfg(args)
     cfg.freeze()
-    default_setup(cfg, args)
+    default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore; ours like them
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
     return cfg
 
 

@@ -80,7 +80,7 @@ def test_schedule_is_scaled_by_the_number_of_processes(
     with caplog.at_level("INFO", logger="d2_plugins"):
         scaled = scale_to_world_size(cfg, 2)
     assert scaled.SOLVER.IMS_PER_BATCH == 4
-    assert scaled.SOLVER.BASE_LR == pytest.approx(cfg.SOLVER.BASE_LR / 4)
+    assert scaled.SOLVER.BASE_LR * 4 == pytest.approx(cfg.SOLVER.BASE_LR)
     assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER * 4
     lines = [r for r in caplog.records if r.name.startswith("d2_plugins")]
     assert len(lines) == 1
