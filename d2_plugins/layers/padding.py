@@ -13,7 +13,14 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["masked_max", "masked_mean", "valid_extent", "valid_mask"]
+__all__ = [
+    "masked_max",
+    "masked_mean",
+    "subsample_mask",
+    "valid_extent",
+    "valid_mask",
+    "zero_padding_",
+]
 
 _STEP = 256.0
 
@@ -59,6 +66,32 @@ def valid_mask(extent: Tensor, stride: int, like: Tensor) -> Tensor:
     rows = torch.arange(like.shape[2], device=like.device) < cells[:, :1]
     columns = torch.arange(like.shape[3], device=like.device) < cells[:, 1:]
     return (rows[:, None, :, None] & columns[:, None, None, :]).to(like.dtype)
+
+
+def subsample_mask(valid: Tensor | None, stride: int) -> Tensor | None:
+    """The mask behind a layer of the given stride: (N, 1, H, W) -> (N, 1, ceil(H/s), ceil(W/s)).
+
+    Exact, since ceil(ceil(h / a) / b) = ceil(h / (a * b)).
+    """
+    if valid is None or stride == 1:
+        return valid
+    return valid[:, :, ::stride, ::stride].contiguous()
+
+
+def zero_padding_(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zero the padded cells of ``x`` in place, so that a convolution sees them as a border.
+
+    Meant for the output of a norm, ahead of its in-place ReLU: neither needs its result in the
+    backward pass of what came before, so this costs no memory.
+
+    Args:
+        x: (N, C, H, W).
+        valid: (N, 1, H, W) of zeros and ones; None leaves ``x`` as it is.
+
+    Returns:
+        ``x``.
+    """
+    return x if valid is None else x.mul_(valid.to(x.dtype))
 
 
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
