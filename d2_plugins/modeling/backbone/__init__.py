@@ -1,1 +1,7 @@
+"""Backbones. Importing this package registers their builders in detectron2's BACKBONE registry."""
 
+from .attention_plan import AttentionPlan
+from .build import AttentionFPN, build_fpn
+from .cspnet import CSPNet
+
+__all__ = ["AttentionFPN", "AttentionPlan", "CSPNet", "build_fpn"]

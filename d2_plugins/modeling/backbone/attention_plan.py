@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from d2_plugins.layers import build_attention
 from d2_plugins.layers.padding import valid_extent, valid_mask
 
-__all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "optional_mask"]
+__all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention", "optional_mask"]
 
 # Positions A to E: in the block before its last 3x3 or 1x1; on the block's output before the
 # shortcut is added (where CBAM and ECA-Net put theirs); on the processed half of a cross stage; on
@@ -141,3 +142,21 @@ class AttentionPlan:
 def optional_mask(extent: Tensor | None, stride: int, like: Tensor) -> Tensor | None:
     """The valid cells of a feature map: :func:`valid_mask`, or None where padding is no matter."""
     return None if extent is None else valid_mask(extent, stride, like)
+
+
+def freeze_but_attention(module: nn.Module) -> None:
+    """Freeze ``module`` in place, except for its children called "attention", at any depth.
+
+    Parameters get ``requires_grad = False`` and every BatchNorm becomes a FrozenBatchNorm2d.
+    Attention is left out because its weights are new when the rest is pretrained; CBAM's spatial
+    norm, which starts with weight 0, would stay there forever.
+    """
+    for parameter in module.parameters(recurse=False):
+        parameter.requires_grad = False
+    for name, child in module.named_children():
+        if name == "attention":
+            continue
+        if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+            setattr(module, name, FrozenBatchNorm2d.convert_frozen_batchnorm(child))
+        else:
+            freeze_but_attention(child)
