@@ -1,7 +1,8 @@
 """Backbones. Importing this package registers their builders in detectron2's BACKBONE registry."""
 
 from .attention_plan import AttentionPlan
+from .attention_resnet import AttentionResNet
 from .build import AttentionFPN, build_fpn
 from .cspnet import CSPNet
 
-__all__ = ["AttentionFPN", "AttentionPlan", "CSPNet", "build_fpn"]
+__all__ = ["AttentionFPN", "AttentionPlan", "AttentionResNet", "CSPNet", "build_fpn"]

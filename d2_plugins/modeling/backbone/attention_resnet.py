@@ -1,0 +1,340 @@
+"""ResNet and ResNeXt with attention in the residual blocks, on detectron2's own blocks.
+
+The attention stands after the last norm of a block and before the shortcut is added, as in the
+CBAM, ECA-Net and SENet papers; keys of the state dict are detectron2's plus ``*.attention.*``.
+
+With ``ignore_padding`` an image gives the same features whatever it is batched with. Pooling over
+the valid area alone does not reach that: behind the first norm the padding is no longer zero, so
+the 3x3 convolutions carry it over the border, layer by layer, and the pooled vectors change again.
+Therefore the input of each such convolution is zeroed on the padding, which makes it look like the
+border of the image. This is exact (to rounding) for every cell of ``res2``..``res5`` that belongs
+to an image, in eval mode or with frozen norms; batch statistics in training still count the
+padding. What a detector puts behind these features (FPN's 3x3 convolutions, the RPN) sees the
+padding again, in its outermost cells, as in detectron2. The features' own padded cells are
+unspecified.
+
+Shapes: N images, C channels, Hi, Wi of the images, H, W of a feature map.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import (
+    FPN,
+    Backbone,
+    BasicStem,
+    ResNet,
+    ResNetBlockBase,
+    build_resnet_backbone,
+)
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from torch import Tensor, nn
+
+from d2_plugins.layers.padding import subsample_mask, valid_extent, valid_mask, zero_padding_
+
+from .attention_plan import AttentionPlan, StageAttention, freeze_but_attention
+from .build import build_fpn
+
+__all__ = [
+    "AttentionBasicBlock",
+    "AttentionBottleneckBlock",
+    "AttentionResNet",
+    "build_attention_resnet_backbone",
+    "build_attention_resnet_fpn_backbone",
+    "build_retinanet_attention_resnet_fpn_backbone",
+]
+
+_STAGE_NAMES = ("res2", "res3", "res4", "res5")
+_NUM_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class PaddingAwareStem(BasicStem):
+    """detectron2's stem, which can keep the padding out of its max pooling and of its output."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, 3, Hi, Wi) -> (N, C, Hi/4, Wi/4).
+
+        Args:
+            x: the images, zero on the padding.
+            valid: (N, 1, Hi, Wi), 1 on the images and 0 on the padding.
+        """
+        # Zero is below all that ReLU passes: max pooling ignores it like its own padding.
+        x = F.relu_(zero_padding_(self.conv1(x), subsample_mask(valid, 2)))
+        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        return zero_padding_(x, subsample_mask(valid, 4))
+
+
+class AttentionBasicBlock(BasicBlock):
+    """BasicBlock (ResNet-18 and -34) with attention after its second norm."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        attention: Callable[[int], nn.Module] | None = None,
+        **options: Any,
+    ) -> None:
+        """Build the block.
+
+        Args:
+            in_channels: of the input.
+            out_channels: C of the output.
+            attention: makes the attention module for C channels; None is a plain block.
+            options: as BasicBlock.
+        """
+        super().__init__(in_channels, out_channels, **options)
+        self.attention = None if attention is None else attention(out_channels)
+
+    def freeze(self) -> "AttentionBasicBlock":
+        """Freeze everything but the attention."""
+        freeze_but_attention(self)
+        return self
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C', H/stride, W/stride); ``valid`` (N, 1, H, W) belongs to ``x``.
+
+        With ``valid``, the padding of ``x`` must be zero, and that of the output is.
+        """
+        inside = subsample_mask(valid, self.stride)
+        out = F.relu_(zero_padding_(self.conv1(x), inside))
+        out = self.conv2(out)
+        if self.attention is not None:
+            out = self.attention(out, inside)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(zero_padding_(out, inside))
+
+
+class AttentionBottleneckBlock(BottleneckBlock):
+    """BottleneckBlock (ResNet-50 and deeper, ResNeXt) with attention after its third norm."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        attention: Callable[[int], nn.Module] | None = None,
+        **options: Any,
+    ) -> None:
+        """Build the block.
+
+        Args:
+            in_channels: of the input.
+            out_channels: C of the output.
+            attention: makes the attention module for C channels; None is a plain block.
+            options: as BottleneckBlock.
+        """
+        super().__init__(in_channels, out_channels, **options)
+        self.attention = None if attention is None else attention(out_channels)
+
+    def freeze(self) -> "AttentionBottleneckBlock":
+        """Freeze everything but the attention."""
+        freeze_but_attention(self)
+        return self
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C', H/stride, W/stride); ``valid`` (N, 1, H, W) belongs to ``x``.
+
+        The padding of ``x`` and of the output may hold anything: only the 3x3 convolution, in the
+        middle and a quarter as wide, looks at neighbours.
+        """
+        middle = subsample_mask(valid, self.conv1.stride[0])
+        out = F.relu_(zero_padding_(self.conv1(x), middle))
+        out = F.relu_(self.conv2(out))
+        out = self.conv3(out)
+        if self.attention is not None:
+            out = self.attention(out, subsample_mask(valid, self.stride))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+class AttentionResNet(ResNet):
+    """ResNet-18 to -152 and ResNeXt with attention in the blocks of some or all stages."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        attention: AttentionPlan,
+        depth: int = 50,
+        norm: str = "BN",
+        in_channels: int = 3,
+        stem_out_channels: int = 64,
+        res2_out_channels: int | None = None,
+        num_groups: int = 1,
+        width_per_group: int = 64,
+        stride_in_1x1: bool = False,
+        res5_dilation: int = 1,
+        out_features: Sequence[str] | None = _STAGE_NAMES,
+        num_classes: int | None = None,
+        freeze_at: int = 0,
+    ) -> None:
+        """Build the network; the options but for the first are those of MODEL.RESNETS.
+
+        Args:
+            attention: which attention, in which stages; position "block_out" only.
+            depth: 18, 34, 50, 101 or 152.
+            norm: norm of all convolutions, as :func:`detectron2.layers.get_norm` takes it. The
+                attention's own norms stay BatchNorm.
+            in_channels: of the images.
+            stem_out_channels: width of the stem.
+            res2_out_channels: width of res2, doubled by each stage after it; None is 64 for depth
+                18 and 34, else 256.
+            num_groups: groups of the 3x3 convolutions of a bottleneck (32 in ResNeXt).
+            width_per_group: channels per group in res2's bottlenecks.
+            stride_in_1x1: as in MSRA's weights; those of torchvision and timm stride the 3x3.
+            res5_dilation: 1, or 2 for a res5 of stride 16.
+            out_features: among "stem", "res2".."res5"; None is the last layer.
+            num_classes: adds an ImageNet classifier called "linear".
+            freeze_at: freezes the stem (1), and res2 (2), and so on; never the attention.
+
+        Raises:
+            ValueError: an option is impossible; the message names its config key.
+        """
+        _check_options(depth, num_groups, res5_dilation)
+        stages = _build_stages(
+            depth,
+            attention.for_stages(_STAGE_NAMES, positions=("block_out",)),
+            in_channels=stem_out_channels,
+            out_channels=res2_out_channels or (64 if depth < 50 else 256),
+            bottleneck={
+                "bottleneck_channels": num_groups * width_per_group,
+                "num_groups": num_groups,
+                "stride_in_1x1": stride_in_1x1,
+            },
+            norm=norm,
+            res5_dilation=res5_dilation,
+        )
+        super().__init__(
+            PaddingAwareStem(in_channels, stem_out_channels, norm),
+            stages,
+            num_classes=num_classes,
+            out_features=None if out_features is None else list(out_features),
+            freeze_at=freeze_at,
+        )
+        self._ignore_padding = attention.ignore_padding
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments from ``MODEL.RESNETS``, ``MODEL.ATTENTION`` and ``MODEL.BACKBONE.FREEZE_AT``.
+
+        Raises:
+            ValueError: MODEL.RESNETS.DEFORM_ON_PER_STAGE is set.
+        """
+        node = cfg.MODEL.RESNETS
+        if any(node.DEFORM_ON_PER_STAGE):
+            raise ValueError(
+                f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {node.DEFORM_ON_PER_STAGE}; an attention "
+                "ResNet allows only false in every stage"
+            )
+        return {
+            "attention": AttentionPlan.from_config(cfg),
+            "depth": node.DEPTH,
+            "norm": node.NORM,
+            "in_channels": input_shape.channels,
+            "stem_out_channels": node.STEM_OUT_CHANNELS,
+            "res2_out_channels": node.RES2_OUT_CHANNELS,
+            "num_groups": node.NUM_GROUPS,
+            "width_per_group": node.WIDTH_PER_GROUP,
+            "stride_in_1x1": node.STRIDE_IN_1X1,
+            "res5_dilation": node.RES5_DILATION,
+            "out_features": node.OUT_FEATURES,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Features by name.
+
+        Args:
+            x: (N, 3, Hi, Wi), normalised and zero on the padding.
+        """
+        valid = valid_mask(valid_extent(x), 1, x) if self._ignore_padding else None
+        outputs = {"stem": self.stem(x, valid)}
+        x, valid = outputs["stem"], subsample_mask(valid, self.stem.stride)
+        for name, stage in zip(self.stage_names, self.stages, strict=True):
+            for block in stage:
+                x = block(x, valid)
+                valid = subsample_mask(valid, block.stride)
+            outputs[name] = x
+        if self.num_classes is not None:
+            outputs["linear"] = self.linear(self.avgpool(x).flatten(1))
+        return {name: feature for name, feature in outputs.items() if name in self._out_features}
+
+
+def _check_options(depth: int, num_groups: int, res5_dilation: int) -> None:
+    if depth not in _NUM_BLOCKS:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH is {depth}; allowed: {', '.join(map(str, _NUM_BLOCKS))}"
+        )
+    dilations = (1, 2) if depth >= 50 else (1,)
+    if res5_dilation not in dilations:
+        raise ValueError(
+            f"MODEL.RESNETS.RES5_DILATION is {res5_dilation}; allowed at depth {depth}: "
+            f"{', '.join(map(str, dilations))}"
+        )
+    if depth < 50 and num_groups != 1:
+        raise ValueError(f"MODEL.RESNETS.NUM_GROUPS is {num_groups}; allowed at depth {depth}: 1")
+
+
+def _build_stages(
+    depth: int,
+    attention: Mapping[str, StageAttention],
+    *,
+    in_channels: int,
+    out_channels: int,
+    bottleneck: dict[str, Any],
+    norm: str,
+    res5_dilation: int,
+) -> list[list[ResNetBlockBase]]:
+    """Blocks of res2..res5; ``bottleneck`` holds what only bottlenecks take, as for res2."""
+    stages = []
+    for index, (name, num_blocks) in enumerate(zip(_STAGE_NAMES, _NUM_BLOCKS[depth], strict=True)):
+        dilation = res5_dilation if name == "res5" else 1
+        first_stride = 1 if name == "res2" or dilation == 2 else 2
+        options: dict[str, Any] = {"norm": norm}
+        if depth >= 50:
+            width = bottleneck["bottleneck_channels"] * 2**index
+            options |= bottleneck | {"bottleneck_channels": width, "dilation": dilation}
+        blocks = ResNet.make_stage(
+            AttentionBottleneckBlock if depth >= 50 else AttentionBasicBlock,
+            num_blocks,
+            in_channels=in_channels,
+            out_channels=out_channels * 2**index,
+            stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+            attention=attention[name].build if name in attention else None,
+            **options,
+        )
+        in_channels = out_channels * 2**index
+        stages.append(blocks)
+    return stages
+
+
+@BACKBONE_REGISTRY.register()
+def build_attention_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A ResNet with the attention of ``MODEL.ATTENTION``; without any, detectron2's own ResNet."""
+    node = cfg.MODEL.ATTENTION
+    if not (node.NAME and any(node.STAGES)):
+        return build_resnet_backbone(cfg, input_shape)
+    return AttentionResNet(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_attention_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN (P2 to P6 with the usual config) on an attention ResNet."""
+    return build_fpn(cfg, build_attention_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_attention_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """RetinaNet's pyramid (P3 to P7 with the usual config) on an attention ResNet."""
+    return build_fpn(cfg, build_attention_resnet_backbone(cfg, input_shape), retinanet=True)
