@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
-from torch import Tensor, nn
+from torch import nn
 
 from d2_plugins.layers import build_attention
-from d2_plugins.layers.padding import valid_extent, valid_mask
 
-__all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention", "optional_mask"]
+__all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention"]
 
 # Positions A to E: in the block before its last 3x3 or 1x1; on the block's output before the
 # shortcut is added (where CBAM and ECA-Net put theirs); on the processed half of a cross stage; on
@@ -109,13 +108,6 @@ class AttentionPlan:
                 f"{list(self.kernel_sizes)}) for {channels} channels: {error}"
             ) from error
 
-    def extent(self, images: Tensor) -> Tensor | None:
-        """Height and width of each image of a padded batch (N, C, H, W), as (N, 2).
-
-        None where padding does not matter: without attention, or where it may be pooled.
-        """
-        return valid_extent(images) if self.name and self.ignore_padding else None
-
     def _builder(self, kernel_size: int | None) -> Callable[[int], nn.Module]:
         return lambda channels: self.build(channels, kernel_size)
 
@@ -137,11 +129,6 @@ class AttentionPlan:
                 f"MODEL.ATTENTION.STAGES ({len(names)})."
             )
         return names
-
-
-def optional_mask(extent: Tensor | None, stride: int, like: Tensor) -> Tensor | None:
-    """The valid cells of a feature map: :func:`valid_mask`, or None where padding is no matter."""
-    return None if extent is None else valid_mask(extent, stride, like)
 
 
 def freeze_but_attention(module: nn.Module) -> None:

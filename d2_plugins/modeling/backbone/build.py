@@ -11,7 +11,9 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from .attention_plan import AttentionPlan, optional_mask
+from d2_plugins.layers.padding import valid_extent, valid_mask
+
+from .attention_plan import AttentionPlan
 
 __all__ = ["AttentionFPN", "build_fpn"]
 
@@ -31,19 +33,21 @@ class AttentionFPN(FPN):
             fpn_options: as :class:`detectron2.modeling.FPN`.
         """
         super().__init__(**fpn_options)
-        self._plan = attention
+        self._ignore_padding = attention.ignore_padding
         self.attention = nn.ModuleDict(
             {name: attention.build(shape.channels) for name, shape in self.output_shape().items()}
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Pyramid features of the images ``x`` (N, C, H, W), by name ("p2", ...)."""
-        extent = self._plan.extent(x)
+        features = super().forward(x)
+        if not self._ignore_padding:
+            return {name: self.attention[name](feature) for name, feature in features.items()}
+        extent = valid_extent(x)
+        strides = self._out_feature_strides
         return {
-            name: self.attention[name](
-                feature, optional_mask(extent, self._out_feature_strides[name], feature)
-            )
-            for name, feature in super().forward(x).items()
+            name: self.attention[name](feature, valid_mask(extent, strides[name], feature))
+            for name, feature in features.items()
         }
 
 

@@ -6,7 +6,7 @@ Names and shapes of the parameters are timm's under a fixed renaming
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,10 +16,13 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
 from torch import Tensor, nn
 
-from .attention_plan import POSITIONS, AttentionPlan, optional_mask
+from d2_plugins.layers.padding import subsample_mask, valid_extent, valid_mask
+
+from .attention_plan import POSITIONS, AttentionPlan, StageAttention
 from .build import build_fpn
-from .csp_blocks import ConvFactory, Stem, build_stage, shrink_mask
-from .cspnet_archs import CSPArch, get_arch, scale_arch
+from .csp_blocks import ConvFactory, Stem
+from .csp_stages import build_stage
+from .cspnet_archs import CSPArch, StageSpec, get_arch, scale_arch
 from .gradient_checkpointing import run_checkpointed
 
 __all__ = [
@@ -85,7 +88,6 @@ class CSPNet(Backbone):
         )
         conv = ConvFactory(norm, _activation(table, leaky_slope))
         self.gradient_checkpointing = gradient_checkpointing
-        self.attention_plan = attention or AttentionPlan()
         self.num_classes = num_classes
         names = [f"res{int(math.log2(stride))}" for stride in table.strides]
         self._out_features = _checked_features(out_features, names, num_classes)
@@ -94,7 +96,10 @@ class CSPNet(Backbone):
         self._out_feature_strides = {"stem": self.stem.stride}
         self._out_feature_channels = {"stem": self.stem.out_channels}
         self.stage_names: list[str] = []
-        self._add_stages(table, names, conv)
+        plan = attention or AttentionPlan()
+        placed = plan.for_stages(names, _positions(table))
+        self._ignore_padding = bool(placed) and plan.ignore_padding
+        self._add_stages(dict(zip(names, table.stages, strict=True)), conv, placed)
         if num_classes is not None:
             self._add_classifier(num_classes)
         self.freeze(freeze_at)
@@ -136,13 +141,12 @@ class CSPNet(Backbone):
         Returns:
             Name to feature, (N, C', H / stride, W / stride) rounded up; "linear" is (N, classes).
         """
-        valid = optional_mask(self.attention_plan.extent(x), 1, x)
-        outputs = {"stem": self._run(self.stem, x, valid)}
-        x, valid = outputs["stem"], shrink_mask(valid, self.stem.stride)
-        for name in self.stage_names:
-            stage = getattr(self, name)
-            x = outputs[name] = self._run(stage, x, valid)
-            valid = shrink_mask(valid, stage.stride)
+        valid = valid_mask(valid_extent(x), 1, x) if self._ignore_padding else None
+        outputs = {}
+        for name in ("stem", *self.stage_names):
+            module = getattr(self, name)
+            x = outputs[name] = self._run(module, x, valid)
+            valid = subsample_mask(valid, module.stride)
         if self.num_classes is not None:
             outputs["linear"] = self.linear(x.mean(dim=(2, 3)))
         return {name: outputs[name] for name in self._out_features}
@@ -176,18 +180,25 @@ class CSPNet(Backbone):
             return run_checkpointed(module, x, valid)
         return module(x, valid)
 
-    def _add_stages(self, table: CSPArch, names: Sequence[str], conv: ConvFactory) -> None:
-        """Add the stages up to the last one that is needed."""
-        attention = self.attention_plan.for_stages(names, _positions(table))
-        needed = len(names)
+    def _add_stages(
+        self,
+        specs: Mapping[str, StageSpec],
+        conv: ConvFactory,
+        attention: Mapping[str, StageAttention],
+    ) -> None:
+        """Add the stages up to the last one that is needed; all of them for a classifier."""
+        names = list(specs)
         if self.num_classes is None:
-            needed = max(names.index(f) + 1 if f in names else 0 for f in self._out_features)
+            names = names[
+                : max(names.index(f) + 1 if f in names else 0 for f in self._out_features)
+            ]
         channels, self._size_divisibility = self.stem.out_channels, self.stem.stride
-        for name, spec in zip(names[:needed], table.stages, strict=False):
-            stage = build_stage(channels, spec, conv=conv, attention=attention.get(name))
+        for name in names:
+            stage = build_stage(channels, specs[name], conv=conv, attention=attention.get(name))
             self.add_module(name, stage)
             self.stage_names.append(name)
-            channels, self._size_divisibility = stage.out_channels, 2 ** int(name[3:])
+            channels = stage.out_channels
+            self._size_divisibility *= stage.stride
             self._out_feature_strides[name] = self._size_divisibility
             self._out_feature_channels[name] = channels
 
