@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,21 +26,24 @@ def run_checkpointed(module: nn.Module, *args: Tensor | None) -> Tensor:
 
 
 class _RunningStatsHeld(AbstractContextManager):
-    """Within it, BatchNorm normalises as before but does not update its running statistics.
+    """Within it, BatchNorm normalises as before but its running statistics stay.
 
-    Without it the second forward pass would count every batch twice.
+    Without it the second forward pass would count every batch twice. The statistics are still
+    handed to the operator, which must save the same tensors in both passes.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._norms = [
+        self._norms: list[Any] = [
             child
             for child in module.modules()
             if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats
         ]
 
     def __enter__(self) -> None:
+        self._held = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
         for norm in self._norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
 
     def __exit__(
         self,
@@ -47,5 +51,5 @@ class _RunningStatsHeld(AbstractContextManager):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for norm in self._norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(self._norms, self._held, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
