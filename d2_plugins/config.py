@@ -33,6 +33,8 @@ def add_d2_plugins_config(cfg: CN) -> None:
         if name not in cfg.MODEL:
             cfg.MODEL[name] = node
     for parent, keys in (
+        (cfg.MODEL, _model()),
+        (cfg.MODEL.ROI_BOX_HEAD, _roi_box_head()),
         (cfg.SOLVER, _solver()),
         (cfg.SOLVER.AMP, _amp()),
         (cfg.TEST, _test()),
@@ -97,19 +99,107 @@ def _timm() -> CN:
 
 
 def _cascade_rpn() -> CN:
+    # Read when MODEL.PROPOSAL_GENERATOR.NAME is "CascadeRPN", beside MODEL.RPN.{IN_FEATURES,
+    # PRE_NMS_TOPK_*, POST_NMS_TOPK_*, NMS_THRESH, BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION,
+    # LOSS_WEIGHT}. MODEL.ANCHOR_GENERATOR must give one anchor per cell, with OFFSET 0.
     node = CN()
+    # 1 to 3. The first stage is a dilated convolution, the others are adaptive.
+    node.NUM_STAGES = 2
+    # Dilation of the first stage's convolution.
+    node.DILATION = 3
+    # Weights of (dx, dy, dw, dh) of each stage; stages beyond the list take its last entry.
+    node.BBOX_REG_WEIGHTS = ((10.0, 10.0, 2.0, 2.0), (20.0, 20.0, 10.0, 10.0))
+    # "iou" (1 - IoU) or "giou".
+    node.BBOX_REG_LOSS_TYPE = "iou"
+    # Loss weights; MODEL.RPN.LOSS_WEIGHT multiplies both.
+    node.BBOX_REG_LOSS_WEIGHT = 10.0
+    node.CLS_LOSS_WEIGHT = 1.0
+    # First stage: cells within the box shrunk to CENTER_RATIO of its sides are positive, others
+    # within IGNORE_RATIO are ignored.
+    node.CENTER_RATIO = 0.2
+    node.IGNORE_RATIO = 0.5
+    # First stage: its loss is divided by the number of cells of the batch over this.
+    node.CELLS_PER_POSITIVE = 200.0
+    # Later stages: IoU of a positive, and the least IoU at which a ground truth takes its best
+    # boxes all the same.
+    node.IOU_THRESHOLD = 0.7
+    node.LOW_QUALITY_IOU = 0.3
+    # Cells within an image's size rounded up to this can match; it is the backbone's.
+    node.SIZE_DIVISIBILITY = 32
     return node
 
 
 def _double_head() -> CN:
     node = CN()
+    # The fc head: number and width of its fully connected layers.
+    node.NUM_FC = 2
+    node.FC_DIM = 1024
+    # The conv head: number of blocks after the widening one, and their width. A block is
+    # "bottleneck" (residual) or "nonlocal" (a non-local unit followed by a bottleneck: the paper's
+    # best model has NUM_CONV 2 of these).
+    node.NUM_CONV = 4
+    node.CONV_DIM = 1024
+    node.CONV_BLOCKS = "bottleneck"
+    # Channel groups of a non-local unit.
+    node.NL_GROUPS = 4
+    # Norm of the conv head: BN, SyncBN, nnSyncBN, naiveSyncBN, naiveSyncBN_N, GN or LN.
+    node.NORM = "BN"
+    # The conv head sees the RoI enlarged about its centre by this factor. 1.0: both heads share
+    # one pooled feature.
+    node.REG_ROI_SCALE = 1.3
+    # Share of each head's loss that goes to its own task: classes for the fc head, boxes for the
+    # conv head. In (0, 1]; 1.0 for both is the plain Double-Head, 0.7 and 0.8 Double-Head-Ext.
+    node.LAMBDA_FC = 1.0
+    node.LAMBDA_CONV = 1.0
+    # Weight of each head's loss.
+    node.LOSS_WEIGHT_FC = 2.0
+    node.LOSS_WEIGHT_CONV = 2.5
+    # Class scores at inference where the conv head classifies too (LAMBDA_CONV < 1):
+    # complementary, fc, conv, max or mean. Without, they are the fc head's.
+    node.FUSION = "complementary"
     return node
 
 
 def _inverted_attention() -> CN:
     node = CN()
+    # Needs one of our ROI_HEADS: PluginROIHeads, PluginCascadeROIHeads, DoubleHeadROIHeads,
+    # CascadeDoubleHeadROIHeads.
     node.ENABLED = False
+    # spatial (the authors' code), channel, both (places only in the strongest channels) or random
+    # (spatial or channel, drawn in each iteration).
+    node.MODE = "spatial"
+    # Share of the places and of the channels of a RoI that are switched off, in [0, 1].
+    node.SPATIAL_DROP = 18 / 49
+    node.CHANNEL_DROP = 1 / 3
+    # RoIs to mask: hard (those whose true class suffers most from it), random or all.
+    node.ROI_CHOICE = "hard"
+    # At most these shares of the foreground and of the background RoIs (hard and random).
+    node.FG_FRACTION = 1 / 5
+    node.BG_FRACTION = 1 / 30
+    # hard: the probability of the true class must fall by more than this.
+    node.MIN_CHANGE = 0.01
+    # Whose feature is masked in a Double-Head: both heads', or "cls" (the fc head's only).
+    node.APPLY_TO = "both"
+    # First iteration with Inverted Attention.
+    node.START_ITER = 0
     return node
+
+
+def _model() -> dict[str, object]:
+    return {
+        # What MODEL.WEIGHTS need not fill, as shell patterns of names in the model, for example
+        # ["backbone.bottom_up.res5.*"]; ["*"] is anything. Without, weights to start training from
+        # must fill the backbone, and those to evaluate everything.
+        "WEIGHTS_ALLOW_MISSING": [],
+    }
+
+
+def _roi_box_head() -> dict[str, object]:
+    return {
+        # Weight of the classification loss, beside detectron2's BBOX_REG_LOSS_WEIGHT. Heard by our
+        # ROI_HEADS; detectron2's own know only 1.
+        "CLS_LOSS_WEIGHT": 1.0,
+    }
 
 
 def _solver() -> dict[str, object]:
@@ -127,6 +217,21 @@ def _test() -> dict[str, object]:
         "BEST_METRIC": "",
         # Engine of COCO evaluation: "faster-coco-eval" or "pycocotools", same numbers.
         "COCO_EVALUATOR": "faster-coco-eval",
+        # Average recall of the proposals inside a two-stage detector, of each stage too where the
+        # proposal generator has stages. A ProposalNetwork has the recall of its output always.
+        "PROPOSAL_RECALL": False,
+        # Evaluate also on corrupted images: any of "occlusion", "blur" and "noise". They repeat
+        # for the same CORRUPTION_SEED.
+        "CORRUPTIONS": [],
+        "CORRUPTION_SEED": 0,
+        # Share of every ground-truth box under a patch, which is "grey", "mean" (the image's mean
+        # colour) or "noise".
+        "OCCLUSION_SHARE": 0.3,
+        "OCCLUSION_FILL": "grey",
+        # Standard deviation of the Gaussian blur, in pixels of the image as stored.
+        "BLUR_SIGMA": 2.0,
+        # Standard deviation of the Gaussian noise, in grey levels of 255.
+        "NOISE_STD": 25.0,
     }
 
 

@@ -1,1 +1,22 @@
+"""Weights by name and by file: reading them safely, renaming them, and saying what they filled."""
 
+from .checkpointer import PluginCheckpointer
+from .cspnet_weights import convert_darknet_cspnet, convert_timm_cspnet, read_darknet_weights
+from .files import UnsafeCheckpointError, read_checkpoint
+from .report import IncompleteWeightsError, LoadReport
+from .resnet_weights import convert_resnet
+from .sources import Source, find_source
+
+__all__ = [
+    "IncompleteWeightsError",
+    "LoadReport",
+    "PluginCheckpointer",
+    "Source",
+    "UnsafeCheckpointError",
+    "convert_darknet_cspnet",
+    "convert_resnet",
+    "convert_timm_cspnet",
+    "find_source",
+    "read_checkpoint",
+    "read_darknet_weights",
+]

@@ -4,5 +4,6 @@ from .attention_plan import AttentionPlan
 from .attention_resnet import AttentionResNet
 from .build import AttentionFPN, build_fpn
 from .cspnet import CSPNet
+from .timm_backbone import TimmBackbone
 
-__all__ = ["AttentionFPN", "AttentionPlan", "AttentionResNet", "CSPNet", "build_fpn"]
+__all__ = ["AttentionFPN", "AttentionPlan", "AttentionResNet", "CSPNet", "TimmBackbone", "build_fpn"]

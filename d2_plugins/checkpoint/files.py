@@ -1,0 +1,156 @@
+"""Checkpoint files read without running code from them.
+
+A pickle can call any function while it is read. Files of torch are therefore read with
+``weights_only=True``, and the ``.pkl`` files of detectron2's and Detectron1's model zoos by an
+unpickler that knows numpy arrays and plain containers only.
+"""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cspnet_weights import read_darknet_weights
+
+__all__ = ["UnsafeCheckpointError", "read_checkpoint"]
+
+# Where training scripts keep the weights among the rest of their state; timm prefers the averaged
+# ones too.
+_WEIGHT_KEYS = ("model", "state_dict_ema", "state_dict", "model_state")
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint that could run code when it is read."""
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint file by its extension.
+
+    ``.pkl`` (zoos of detectron2 and Detectron1), ``.safetensors``, ``.weights`` (darknet), and
+    files of ``torch.save`` under any other name.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        "model": tensors or arrays by name, empty for a darknet file; "darknet": that file's
+        numbers; "matching_heuristics" and "__author__" as detectron2's checkpointer uses them; and
+        whatever else the file holds.
+
+    Raises:
+        UnsafeCheckpointError: the file holds more than tensors and plain values.
+        ValueError: the file does not hold weights by name.
+    """
+    if path.endswith(".pkl"):
+        return _from_zoo(_read_zoo_pickle(path))
+    if path.endswith(".weights"):
+        return {"model": {}, "darknet": read_darknet_weights(path)}
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return {"model": load_file(path)}
+    checkpoint = _unwrap(_read_torch(path), path)
+    if path.endswith(".pyth"):  # pycls, whose names want detectron2's heuristics
+        checkpoint |= {"__author__": "pycls", "matching_heuristics": True}
+    return checkpoint
+
+
+def _read_torch(path: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        try:
+            wanted = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        except Exception:  # an old-style file: torch cannot list what it wants
+            wanted = ""
+        raise UnsafeCheckpointError(_refusal(path, wanted or str(error).splitlines()[0])) from error
+
+
+def _refusal(path: str, wanted: str) -> str:
+    return (
+        f"'{path}' is refused: reading it would call {wanted}, and a checkpoint may hold only "
+        "tensors, numbers, strings and plain containers. If you trust the file, read it once with "
+        "torch.load(path, weights_only=False) and save its state dict alone, best as .safetensors."
+    )
+
+
+def _unwrap(loaded: Any, path: str) -> dict[str, Any]:
+    """Bring a file of torch.save into the form of :func:`read_checkpoint`."""
+    if not isinstance(loaded, dict):
+        raise ValueError(f"'{path}' holds a {type(loaded).__name__}, not weights by name")
+    for key in _WEIGHT_KEYS:
+        if isinstance(loaded.get(key), dict):
+            return {"model": loaded.pop(key), **loaded}
+    if not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(
+            f"'{path}' holds {', '.join(map(str, list(loaded)[:5]))}; weights are looked for at "
+            f"the top and under {', '.join(_WEIGHT_KEYS)}"
+        )
+    return {"model": loaded}
+
+
+def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    """Tell detectron2's zoo format from that of Caffe2, as DetectionCheckpointer does."""
+    if "model" in data and "__author__" in data:
+        return data
+    blobs = data.get("blobs", data)
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_zoo_pickle(path: str) -> dict[str, Any]:
+    with Path(path).open("rb") as file:
+        try:
+            data = _ArrayUnpickler(file, encoding="latin1").load()
+        except _UnknownGlobalError as error:
+            raise UnsafeCheckpointError(_refusal(path, str(error))) from error
+        except Exception as error:  # a broken pickle raises almost anything
+            raise ValueError(f"'{path}' is not a readable pickle: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"'{path}' holds a {type(data).__name__}, not weights by name")
+    return data
+
+
+class _UnknownGlobalError(pickle.UnpicklingError):
+    pass
+
+
+def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
+    """How pickles before protocol 3 spell bytes."""
+    if encoding != "latin1":
+        raise _UnknownGlobalError(f"_codecs.encode to {encoding}")
+    return text.encode("latin1")
+
+
+# numpy's own names for these moved between releases; the functions are those of the installed one.
+_reconstruct: Any = np.zeros(1).__reduce__()[0]
+_scalar: Any = np.float64(0).__reduce__()[0]
+_from_buffer: Any = np.zeros(1).__reduce_ex__(5)[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode_latin1,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows numpy arrays and plain containers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise _UnknownGlobalError(f"{module}.{name}")
+        return _ALLOWED[module, name]

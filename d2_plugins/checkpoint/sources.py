@@ -1,0 +1,126 @@
+"""Published weights by name: ``timm://...`` and ``torchvision://...`` as local files.
+
+Files are downloaded once into the caches of huggingface_hub and torch.hub, whose environment
+variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``TORCH_HOME``, ...) are respected.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+from urllib.parse import urlparse
+
+import torch
+
+from d2_plugins.modeling.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
+
+__all__ = ["Source", "find_source"]
+
+_TIMM = "timm://"
+_TORCHVISION = "torchvision://"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights on this machine.
+
+    Attributes:
+        path: of the file, or a name that detectron2's PathManager resolves.
+        pixels: what the images must look like, where that is known.
+    """
+
+    path: str
+    pixels: PixelStatistics | None = None
+
+
+def find_source(name: str) -> Source:
+    """The weights that a user names, downloaded if need be.
+
+    Args:
+        name: ``timm://cspresnext50.ra_in1k`` (any of ``timm.list_pretrained()``; without a tag,
+            timm's default one), ``torchvision://resnet50`` (its best weights) or
+            ``torchvision://ResNet50_Weights.IMAGENET1K_V1``, or anything else, which is passed on.
+
+    Raises:
+        ValueError: there are no such weights; the message names the nearest.
+        OSError: they are not in the cache and cannot be downloaded; the message says where to put
+            the file by hand.
+    """
+    if name.startswith(_TIMM):
+        return _find_timm(name.removeprefix(_TIMM))
+    if name.startswith(_TORCHVISION):
+        return _find_torchvision(name.removeprefix(_TORCHVISION))
+    return Source(name)
+
+
+def _find_timm(name: str) -> Source:
+    import timm
+
+    known = timm.list_pretrained()
+    arch = name.split(".")[0]
+    if name not in known and not timm.models.is_model_pretrained(arch):
+        raise ValueError(f"timm has no weights '{name}'; {_nearest(name, known)}")
+    try:
+        cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:  # a wrong tag
+        tags = [other for other in known if other.split(".")[0] == arch]
+        raise ValueError(f"timm has no weights '{name}'; it has {', '.join(tags)}") from error
+    pixels = PixelStatistics(mean=cfg.mean, std=cfg.std)
+    if cfg.custom_load or not (cfg.hf_hub_id or cfg.url):
+        raise ValueError(
+            f"the weights '{name}' are not in a form this can read; build the backbone with "
+            "MODEL.TIMM.PRETRAINED True instead"
+        )
+    if cfg.hf_hub_id:
+        return Source(_from_hub(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"), pixels)
+    return Source(_from_url(cfg.url), pixels)
+
+
+def _from_hub(repository: str, filename: str) -> str:
+    from huggingface_hub import constants, hf_hub_download
+
+    try:
+        return str(hf_hub_download(repository, filename))
+    except Exception as error:  # many kinds: no network, offline mode, a proxy's answer
+        raise OSError(
+            f"'{filename}' of huggingface.co/{repository} is neither in the cache "
+            f"({constants.HF_HUB_CACHE}) nor to be had: {error}\nFetch it on a machine with "
+            f"access, from https://huggingface.co/{repository}/blob/main/{filename}, and set "
+            "MODEL.WEIGHTS to that local file (any folder, same extension)."
+        ) from error
+
+
+def _find_torchvision(name: str) -> Source:
+    from torchvision import models
+
+    try:
+        weights = models.get_weight(name) if "." in name else models.get_model_weights(name).DEFAULT
+    except (ValueError, AttributeError, KeyError) as error:
+        known = models.list_models(module=models)
+        raise ValueError(
+            f"torchvision has no weights '{name}' ({error}); {_nearest(name, known)}"
+        ) from error
+    return Source(_from_url(weights.url), IMAGENET_STATISTICS)
+
+
+def _from_url(url: str) -> str:
+    """Download into torch.hub's cache, where timm and torchvision put the same files."""
+    filename = os.path.basename(urlparse(url).path)
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    path = os.path.join(folder, filename)
+    if os.path.isfile(path):
+        return path
+    os.makedirs(folder, exist_ok=True)
+    digest = torch.hub.HASH_REGEX.search(filename)
+    try:
+        torch.hub.download_url_to_file(url, path, digest[1] if digest else None, progress=False)
+    except OSError as error:  # URLError is one
+        raise OSError(
+            f"{url} cannot be downloaded: {error}\nFetch it on a machine with access and put it "
+            f"at {path}, or set MODEL.WEIGHTS to the local file."
+        ) from error
+    return path
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    return f"nearest: {', '.join(near)}" if near else "no name is near"
