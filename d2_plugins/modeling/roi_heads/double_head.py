@@ -1,0 +1,97 @@
+"""Double-Head R-CNN: an fc head classifies each RoI, a conv head finds its box.
+
+Wu et al., "Rethinking Classification and Localization for Object Detection", CVPR 2020. Everything
+but the box heads is detectron2's: sampling, mask and keypoint heads, box losses, the cascade.
+
+Deviations from the authors' code: detectron2's RoIAlign (aligned, adaptive sampling) and its box
+convention without the "+ 1".
+"""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, FastRCNNOutputLayers
+from torch import Tensor
+
+from .double_head_layers import DoubleHeadBoxHead
+from .double_head_predictor import DoubleHeadOutputLayers
+from .inverted_attention import Inversion
+from .plugin_roi_heads import (
+    InvertedAttentionMixin,
+    PluginCascadeROIHeads,
+    PluginROIHeads,
+)
+from .region_pooler import DoubleHeadPooler, align_mask
+
+__all__ = ["CascadeDoubleHeadROIHeads", "DoubleHeadROIHeads"]
+
+
+class _DoubleHeadMixin(InvertedAttentionMixin):
+    box_pooler: DoubleHeadPooler
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ROI_BOX_HEAD.NAME = DoubleHeadBoxHead.__name__
+        ret = super()._init_box_head(cfg, input_shape)  # type: ignore[misc]
+        ret["box_pooler"] = DoubleHeadPooler(ret["box_pooler"], cfg.MODEL.DOUBLE_HEAD.REG_ROI_SCALE)
+
+        def output_layers(
+            head: DoubleHeadBoxHead, single: FastRCNNOutputLayers
+        ) -> DoubleHeadOutputLayers:
+            return DoubleHeadOutputLayers(
+                cfg, head.output_shape, box2box_transform=single.box2box_transform
+            )
+
+        if "box_heads" in ret:
+            ret["box_predictors"] = [
+                output_layers(*pair)
+                for pair in zip(ret["box_heads"], ret["box_predictors"], strict=True)
+            ]
+        else:
+            ret["box_predictor"] = output_layers(ret["box_head"], ret["box_predictor"])
+        return ret
+
+    def invert_regions(
+        self,
+        regions: Tensor,
+        labels: Tensor,
+        head: DoubleHeadBoxHead,  # type: ignore[override]  # the one built above
+        predictor: DoubleHeadOutputLayers,
+    ) -> tuple[Tensor, Inversion]:
+        """As for a single head, by the fc head's score; ``APPLY_TO`` says which views to mask.
+
+        In the enlarged view the mask hides the same places of the image.
+        """
+        assert self.inverted_attention is not None
+        fc_view, inversion = self.inverted_attention(
+            regions[0],
+            labels,
+            lambda x: predictor.cls_score(head.fc_head(x)),
+            modules=(head, predictor),
+            sigmoid=predictor.use_sigmoid_ce,
+        )
+        conv_view = regions[-1]
+        if self.inverted_attention.apply_to == "both":
+            mask = align_mask(inversion.mask, self.box_pooler.scale)
+            conv_view = conv_view * mask.to(conv_view)
+        return torch.stack([fc_view, conv_view]), inversion
+
+
+@ROI_HEADS_REGISTRY.register()
+class DoubleHeadROIHeads(_DoubleHeadMixin, PluginROIHeads):
+    """StandardROIHeads with a Double-Head, settings in ``MODEL.DOUBLE_HEAD``.
+
+    ``MODEL.ROI_BOX_HEAD``'s pooler, box and loss settings hold; its NAME, NUM_FC, FC_DIM, NUM_CONV,
+    CONV_DIM and NORM are not used. Inverted Attention as in :class:`PluginROIHeads`.
+    """
+
+
+@ROI_HEADS_REGISTRY.register()
+class CascadeDoubleHeadROIHeads(_DoubleHeadMixin, PluginCascadeROIHeads):
+    """Cascade R-CNN with a Double-Head in each stage.
+
+    Each stage's conv head sees that stage's boxes enlarged and makes the next stage's boxes; its
+    class scores are fused before detectron2 averages the stages.
+    """

@@ -1,0 +1,105 @@
+"""RoI features for the two heads of a Double-Head.
+
+Shape shorthand: R RoIs of the whole batch, C channels, P pooled resolution, H pooled views of a
+RoI (1 or 2).
+
+The conv head sees the RoI enlarged about its centre by 1.3 in width and height. That factor is in
+the authors' code and in mmdetection, not in the paper. The enlarged box is not clipped to the
+image and is pooled from the FPN level of the original box.
+"""
+
+import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+__all__ = ["DoubleHeadPooler", "align_mask", "enlarge_boxes"]
+
+
+def enlarge_boxes(boxes: Tensor, scale: float) -> Tensor:
+    """Scale boxes about their own centres (``Boxes.scale`` does it about the image's origin).
+
+    Args:
+        boxes: (R, 4) XYXY in image pixels.
+        scale: factor of the width and of the height.
+
+    Returns:
+        (R, 4), not clipped to any image.
+    """
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half_sizes = (boxes[:, 2:] - boxes[:, :2]) * (scale / 2)
+    return torch.cat([centers - half_sizes, centers + half_sizes], dim=1)
+
+
+def align_mask(mask: Tensor, scale: float) -> Tensor:
+    """Carry a mask over a RoI to the enlarged RoI, so that it hides the same places of the image.
+
+    A cell of the enlarged RoI takes the mask of the cell its centre falls into; cells whose centre
+    lies outside the original RoI stay on.
+
+    Args:
+        mask: (R, C or 1, P, P), or (R, C, 1, 1) for a mask that is the same everywhere.
+        scale: the enlargement, see :func:`enlarge_boxes`.
+
+    Returns:
+        A mask of the same shape; for scale 1 the same mask.
+    """
+    size = mask.shape[-1]
+    if scale == 1 or size == 1:
+        return mask
+    centers = (torch.arange(size, device=mask.device) + 0.5) / size
+    cells = torch.floor(((centers - 0.5) * scale + 0.5) * size).long()
+    outside = (cells < 0) | (cells >= size)
+    cells = cells.clamp(0, size - 1)
+    aligned = mask[..., cells, :][..., cells]
+    return aligned.masked_fill(outside[:, None] | outside, 1)
+
+
+class _EnlargedBoxes(Boxes):
+    """Enlarged boxes with the areas of the originals, from which ROIPooler takes the FPN level."""
+
+    def __init__(self, boxes: Boxes, scale: float) -> None:
+        super().__init__(enlarge_boxes(boxes.tensor, scale))
+        self._area = boxes.area()
+
+    def area(self) -> Tensor:
+        return self._area
+
+
+class DoubleHeadPooler(nn.Module):
+    """Pools each RoI as it is (for the fc head) and enlarged (for the conv head).
+
+    It has the interface of :class:`detectron2.modeling.poolers.ROIPooler` and returns one tensor
+    (H, R, C, P, P): the RoI itself first, the enlarged one last. With scale 1 the two are the same
+    and H is 1. One tensor rather than a pair goes through detectron2's heads, Cascade R-CNN's
+    gradient scaling included, as a pooled feature always does.
+    """
+
+    def __init__(self, pooler: ROIPooler, scale: float) -> None:
+        """Wrap a pooler.
+
+        Args:
+            pooler: pools the RoIs of both heads.
+            scale: enlargement of the conv head's RoIs, positive.
+        """
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"MODEL.DOUBLE_HEAD.REG_ROI_SCALE is {scale}: it must be positive")
+        self.pooler = pooler
+        self.scale = scale
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Pool.
+
+        Args:
+            x: feature maps (N, C, Hi, Wi), one per level.
+            box_lists: the RoIs of each of the N images.
+
+        Returns:
+            (H, R, C, P, P).
+        """
+        regions = self.pooler(x, box_lists)
+        if self.scale == 1:
+            return regions[None]
+        enlarged = [_EnlargedBoxes(boxes, self.scale) for boxes in box_lists]
+        return torch.stack([regions, self.pooler(x, enlarged)])
