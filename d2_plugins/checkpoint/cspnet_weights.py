@@ -1,7 +1,7 @@
 """Published CSPNet weights under our names: timm's checkpoints and darknet's ``.weights`` files.
 
-Pure functions from tensors to tensors. Convert first, then :func:`fit_to_model`, which checks that
-everything found its place.
+Pure functions from tensors to tensors; what they return is the whole state dict of a CSPNet, except
+for counters of batches and for attention that the file does not have.
 """
 
 import re
@@ -19,7 +19,6 @@ __all__ = [
     "DARKNET_LEAKY_SLOPE",
     "convert_darknet_cspnet",
     "convert_timm_cspnet",
-    "fit_to_model",
     "read_darknet_weights",
 ]
 
@@ -30,7 +29,6 @@ Darknet's images are RGB in [0, 1]: pixel mean 0, pixel std 255.
 """
 
 _DARKNET_ARCHS = ("cspdarknet53", "darknet53")
-_COUNTER = ".num_batches_tracked"
 _STAGE = re.compile(r"^stages[._](\d+)\.")
 _STEM = re.compile(r"^stem[._](?=conv\d)")
 
@@ -178,54 +176,3 @@ class _Reader:
             "linear.bias": self.take(classes),
             "linear.weight": self.take(classes, in_channels),
         }
-
-
-def fit_to_model(state: Mapping[str, Tensor], model: CSPNet) -> dict[str, Tensor]:
-    """The entries of ``state`` that ``model`` holds, after checking that they are the right ones.
-
-    Left out without a word: the classifier, and stages behind the model's last one, if the model
-    has none; counters of batches, which only a BatchNorm of momentum None reads. The model may lack
-    attention and a classifier in ``state``.
-
-    Args:
-        state: under our names.
-        model: with FrozenBN, BN or SyncBN.
-
-    Returns:
-        What to load; with ``strict=False`` only new attention (and a new classifier) is missing.
-
-    Raises:
-        ValueError: an entry has no place or the wrong shape, or the model lacks one.
-    """
-    target = model.state_dict()
-    last = int(model.stage_names[-1].removeprefix("res")) if model.stage_names else 0
-    absent = [f"res{level}" for level in range(last + 1, 6)]
-    if model.num_classes is None:
-        absent.append("linear")
-    used = {
-        name: value
-        for name, value in state.items()
-        if name.split(".")[0] not in absent and not name.endswith(_COUNTER)
-    }
-    unexpected = [name for name in used if name not in target]
-    missing = [
-        name
-        for name in target
-        if name not in used
-        and not (".attention." in name or name.startswith("linear.") or name.endswith(_COUNTER))
-    ]
-    shapes = [
-        f"{name} {tuple(value.shape)} for {tuple(target[name].shape)}"
-        for name, value in used.items()
-        if name in target and value.shape != target[name].shape
-    ]
-    problems = {"unexpected": unexpected, "missing": missing, "wrong shape": shapes}
-    if any(problems.values()):
-        lines = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
-        raise ValueError("The weights do not fit this CSPNet; " + "; ".join(lines) + ".")
-    return used
-
-
-def _shorten(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
