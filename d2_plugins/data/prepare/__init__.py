@@ -1,0 +1,1 @@
+"""Getting data sets onto the disk: download, unpack, place, verify."""

@@ -1,0 +1,101 @@
+"""Pure functions that draw the shapes data set: outlines as signed distances, textures as arrays.
+
+Shape shorthand: H, W image size; k cells of a noise grid. Images are (H, W, 3) float64 in [0, 1].
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "SHAPES",
+    "Outline",
+    "signed_distance",
+    "stripes",
+    "unit_area",
+    "value_noise",
+]
+
+Array = npt.NDArray[np.float64]
+
+# Number of tips and inner radius of a star with outer radius 1; None is the circle. A regular
+# polygon is the star whose inner radius is its apothem.
+Outline = tuple[int, float] | None
+
+SHAPES: dict[str, Outline] = {
+    "circle": None,
+    "square": (4, math.cos(math.pi / 4)),
+    "triangle": (3, math.cos(math.pi / 3)),
+    "star": (5, 0.45),
+}
+
+
+def unit_area(outline: Outline) -> float:
+    """Area of the shape of circumradius 1."""
+    if outline is None:
+        return math.pi
+    tips, inner = outline
+    return tips * inner * math.sin(math.pi / tips)
+
+
+def signed_distance(outline: Outline, u: Array, v: Array) -> Array:
+    """Distance of points to the lines of the outline, negative inside.
+
+    Exact at the edges, where it is used; near a tip it is the distance to the longer line.
+
+    Args:
+        outline: the shape, of circumradius 1 around the origin.
+        u: first coordinate of the points, any shape.
+        v: second coordinate, same shape.
+
+    Returns:
+        An array of the points' shape.
+    """
+    radius = np.hypot(u, v)
+    if outline is None:
+        return radius - 1.0
+    tips, inner = outline
+    half = math.pi / tips
+    # Fold the plane into the half sector between a tip, on the axis, and the notch beside it.
+    angle = np.abs(np.mod(np.arctan2(v, u) + half, 2 * half) - half)
+    notch_x, notch_y = inner * math.cos(half), inner * math.sin(half)
+    length = math.hypot(1.0 - notch_x, notch_y)
+    normal_x, normal_y = notch_y / length, (1.0 - notch_x) / length
+    return (radius * np.cos(angle) - 1.0) * normal_x + radius * np.sin(angle) * normal_y
+
+
+def value_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> Array:
+    """Smooth noise: random values on a grid, interpolated bilinearly.
+
+    Args:
+        rng: draws the values.
+        size: H and W.
+        cells: k, grid points along each side, at least 2.
+
+    Returns:
+        (H, W, 3) in [0, 1].
+    """
+    grid = rng.random((cells, cells, 3))
+    rows, columns = (_interpolation(length, cells) for length in size)
+    return np.einsum("hk,klc,wl->hwc", rows, grid, columns, optimize=True)
+
+
+def _interpolation(length: int, cells: int) -> Array:
+    """(length, k) weights of linear interpolation between k equally spaced values."""
+    position = np.linspace(0.0, cells - 1.0, length)
+    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(cells)))
+
+
+def stripes(u: Array, v: Array, *, angle: float, period: float, phase: float) -> Array:
+    """Parallel sine stripes in [-1, 1].
+
+    Args:
+        u: first coordinate of the points in pixels.
+        v: second coordinate, same shape.
+        angle: direction across the stripes, in radians.
+        period: in pixels.
+        phase: in radians.
+    """
+    along = u * math.cos(angle) + v * math.sin(angle)
+    return np.sin(2 * math.pi / period * along + phase)
