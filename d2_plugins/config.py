@@ -47,12 +47,14 @@ def add_d2_plugins_config(cfg: CN) -> None:
 
 def _cspnet() -> CN:
     node = CN()
-    # Architecture: cspresnet50, cspresnext50, cspdarknet53, darknet53, cs3darknet_{s,m,l,x},
-    # cs3darknet_focus_{s,m,l,x}.
+    # Architecture: cspresnet50, cspresnet50d, cspresnet50w, cspresnext50, cspdarknet53, darknet53,
+    # cs3darknet_{s,m,l,x}, cs3darknet_focus_{s,m,l,x}. MODEL.BACKBONE.FREEZE_AT: 1 is the stem (and
+    # a DarkNet's first stage, at stride 2), 2 also res2, and so on.
     node.ARCH = "cspresnext50"
     # FrozenBN, BN, SyncBN or GN. FrozenBN is for pretrained weights only.
     node.NORM = "FrozenBN"
-    # Multiplies every width (rounded to a multiple of 8) and every depth (at least 1).
+    # Multiplies every width (rounded to a multiple of 8) and every depth (at least 1). Groups of
+    # ResNeXt shrink where they no longer divide a width.
     node.WIDTH_MULTIPLIER = 1.0
     node.DEPTH_MULTIPLIER = 1.0
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
