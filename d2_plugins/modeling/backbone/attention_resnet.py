@@ -16,32 +16,32 @@ unspecified.
 Shapes: N images, C channels, Hi, Wi of the images, H, W of a feature map.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import (
     FPN,
     Backbone,
-    BasicStem,
     ResNet,
     ResNetBlockBase,
     build_resnet_backbone,
 )
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from d2_plugins.layers.padding import subsample_mask, valid_extent, valid_mask, zero_padding_
+from d2_plugins.layers.padding import subsample_mask, valid_extent, valid_mask
 
-from .attention_plan import AttentionPlan, StageAttention, freeze_but_attention
+from .attention_plan import AttentionPlan, StageAttention
+from .attention_resnet_blocks import (
+    AttentionBasicBlock,
+    AttentionBottleneckBlock,
+    PaddingAwareStem,
+)
 from .build import build_fpn
 
 __all__ = [
-    "AttentionBasicBlock",
-    "AttentionBottleneckBlock",
     "AttentionResNet",
     "build_attention_resnet_backbone",
     "build_attention_resnet_fpn_backbone",
@@ -56,106 +56,6 @@ _NUM_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-
-
-class PaddingAwareStem(BasicStem):
-    """detectron2's stem, which can keep the padding out of its max pooling and of its output."""
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, 3, Hi, Wi) -> (N, C, Hi/4, Wi/4).
-
-        Args:
-            x: the images, zero on the padding.
-            valid: (N, 1, Hi, Wi), 1 on the images and 0 on the padding.
-        """
-        # Zero is below all that ReLU passes: max pooling ignores it like its own padding.
-        x = F.relu_(zero_padding_(self.conv1(x), subsample_mask(valid, 2)))
-        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        return zero_padding_(x, subsample_mask(valid, 4))
-
-
-class AttentionBasicBlock(BasicBlock):
-    """BasicBlock (ResNet-18 and -34) with attention after its second norm."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        attention: Callable[[int], nn.Module] | None = None,
-        **options: Any,
-    ) -> None:
-        """Build the block.
-
-        Args:
-            in_channels: of the input.
-            out_channels: C of the output.
-            attention: makes the attention module for C channels; None is a plain block.
-            options: as BasicBlock.
-        """
-        super().__init__(in_channels, out_channels, **options)
-        self.attention = None if attention is None else attention(out_channels)
-
-    def freeze(self) -> "AttentionBasicBlock":
-        """Freeze everything but the attention."""
-        freeze_but_attention(self)
-        return self
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H/stride, W/stride); ``valid`` (N, 1, H, W) belongs to ``x``.
-
-        With ``valid``, the padding of ``x`` must be zero, and that of the output is.
-        """
-        inside = subsample_mask(valid, self.stride)
-        out = F.relu_(zero_padding_(self.conv1(x), inside))
-        out = self.conv2(out)
-        if self.attention is not None:
-            out = self.attention(out, inside)
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(zero_padding_(out, inside))
-
-
-class AttentionBottleneckBlock(BottleneckBlock):
-    """BottleneckBlock (ResNet-50 and deeper, ResNeXt) with attention after its third norm."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        attention: Callable[[int], nn.Module] | None = None,
-        **options: Any,
-    ) -> None:
-        """Build the block.
-
-        Args:
-            in_channels: of the input.
-            out_channels: C of the output.
-            attention: makes the attention module for C channels; None is a plain block.
-            options: as BottleneckBlock.
-        """
-        super().__init__(in_channels, out_channels, **options)
-        self.attention = None if attention is None else attention(out_channels)
-
-    def freeze(self) -> "AttentionBottleneckBlock":
-        """Freeze everything but the attention."""
-        freeze_but_attention(self)
-        return self
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H/stride, W/stride); ``valid`` (N, 1, H, W) belongs to ``x``.
-
-        The padding of ``x`` and of the output may hold anything: only the 3x3 convolution, in the
-        middle and a quarter as wide, looks at neighbours.
-        """
-        middle = subsample_mask(valid, self.conv1.stride[0])
-        out = F.relu_(zero_padding_(self.conv1(x), middle))
-        out = F.relu_(self.conv2(out))
-        out = self.conv3(out)
-        if self.attention is not None:
-            out = self.attention(out, subsample_mask(valid, self.stride))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
 
 
 class AttentionResNet(ResNet):

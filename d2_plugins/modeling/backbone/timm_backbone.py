@@ -11,13 +11,10 @@ are used here.
 Shapes: N images, C channels, Hi, Wi of the images, H, W of a feature map.
 """
 
-import difflib
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 from d2_plugins.modeling.pixel_statistics import PixelStatistics
 
 from .build import build_fpn
+from .timm_features import count_frozen, create_features, feature_names, name_in_whole_model
 
 __all__ = [
     "TimmBackbone",
@@ -37,7 +35,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_STRIDES = (4, 8, 16, 32)
 _NORMS = ("FrozenBN", "BN", "SyncBN")
 
 
@@ -78,17 +75,12 @@ class TimmBackbone(Backbone):
         super().__init__()
         if norm not in _NORMS:
             raise ValueError(f"MODEL.TIMM.NORM is '{norm}'; allowed: {', '.join(_NORMS)}")
-        self.features: Any = _create(
-            name, out_indices, in_channels=in_channels, pretrained=pretrained and not checkpoint
+        self.features: Any = create_features(
+            name, out_indices, in_chans=in_channels, pretrained=pretrained and not checkpoint
         )
         info = self.features.feature_info
         strides = info.reduction()
-        self._out_features = [f"res{int(math.log2(stride))}" for stride in strides]
-        if len(set(self._out_features)) != len(strides):
-            raise ValueError(
-                f"MODEL.TIMM.OUT_INDICES {list(out_indices)} of '{name}' are at strides {strides}; "
-                "each stride may occur once"
-            )
+        self._out_features = feature_names(name, strides)
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
         self._out_feature_channels = dict(zip(self._out_features, info.channels(), strict=True))
         self._channels_last = str(getattr(self.features, "output_fmt", "")).endswith("NHWC")
@@ -150,7 +142,7 @@ class TimmBackbone(Backbone):
         renamed = {
             source: ours
             for ours in self.state_dict()
-            if (source := _timm_name(ours.removeprefix("features."), state)) is not None
+            if (source := name_in_whole_model(ours.removeprefix("features."), state)) is not None
         }
         return {renamed.get(name, name): value for name, value in state.items()}
 
@@ -196,7 +188,7 @@ class TimmBackbone(Backbone):
         from timm.layers import freeze_batch_norm_2d
 
         modules = dict(self.features.named_modules())
-        names = list(modules)[: _count_frozen(self.features, list(modules), freeze_at)]
+        names = list(modules)[: count_frozen(self.features, list(modules), freeze_at)]
         for name in names:
             for parameter in modules[name].parameters(recurse=False):
                 parameter.requires_grad = False
@@ -211,91 +203,6 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"MODEL.TIMM.GRADIENT_CHECKPOINTING is True; '{name}' allows only False"
             ) from error
-
-
-def _create(name: str, out_indices: Sequence[int], **options: Any) -> Any:
-    """The features of a timm model; ``options`` as ``timm.create_model``."""
-    import timm
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.4)
-        raise ValueError(
-            f"MODEL.TIMM.NAME is '{name}', which timm {timm.__version__} does not have; nearest: "
-            f"{', '.join(near) or 'none'}"
-        )
-    indices = tuple(out_indices) or _default_indices(name)
-    try:
-        return timm.create_model(name, features_only=True, out_indices=indices, **options)
-    except (AssertionError, IndexError) as error:
-        raise ValueError(
-            f"MODEL.TIMM.OUT_INDICES is {list(out_indices)}; '{name}' has the indices and strides "
-            f"{dict(enumerate(_strides(name)))}"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"MODEL.TIMM.PRETRAINED: the weights of '{name}' are neither in the cache nor to be "
-            f"had: {error}\nFetch the file on a machine with access and set MODEL.TIMM.CHECKPOINT "
-            "to it."
-        ) from error
-
-
-def _strides(name: str) -> list[int]:
-    """Strides of all features of a timm model, by index."""
-    import timm
-
-    with torch.device("meta"):
-        info = getattr(timm.create_model(name), "feature_info", None)
-    if not info:
-        raise ValueError(f"MODEL.TIMM.NAME is '{name}', which has no features (features_only)")
-    return [entry["reduction"] for entry in getattr(info, "info", info)]
-
-
-def _default_indices(name: str) -> tuple[int, ...]:
-    last = {stride: index for index, stride in enumerate(_strides(name))}
-    indices = tuple(last[stride] for stride in _DEFAULT_STRIDES if stride in last)
-    if not indices:
-        raise ValueError(
-            f"MODEL.TIMM.OUT_INDICES is empty, but '{name}' has no feature at strides 4 to 32; its "
-            f"indices and strides are {dict(enumerate(_strides(name)))}"
-        )
-    return indices
-
-
-def _timm_name(name: str, state: Mapping[str, Tensor]) -> str | None:
-    """The name in a whole model of an entry of a features_only one; None if it is not there."""
-    head, dot, tail = name.partition(".")
-    if head in ("body", "model"):  # timm's wrappers that leave the model in one piece
-        return tail if tail in state else None
-    # One level of Sequential is flattened: stages.0 -> stages_0.
-    parts = head.split("_")
-    heads = [head] + [f"{'_'.join(parts[:i])}.{'_'.join(parts[i:])}" for i in range(1, len(parts))]
-    return next((h + dot + tail for h in heads if h + dot + tail in state), None)
-
-
-def _count_frozen(features: Any, names: list[str], freeze_at: int) -> int:
-    """How many of the modules called ``names``, in order, come before or within the frozen part."""
-    if freeze_at < 1:
-        return 0
-    taps = [
-        (entry["reduction"], _module_index(entry["module"], names))
-        for entry in features.feature_info.info
-    ]
-    reached = [(begin, end) for stride, (begin, end) in taps if stride <= 2**freeze_at]
-    if reached:
-        return reached[-1][1]
-    # No feature before stride 4: the stem is all that comes before the first feature's module.
-    return taps[0][1][0]
-
-
-def _module_index(tap: str, names: list[str]) -> tuple[int, int]:
-    """Where the module of a feature begins and ends in ``names``; (n, n) if it was cut off."""
-    candidates = {tap, tap.replace(".", "_", 1), f"body.{tap}", f"model.{tap}"}
-    module = next((name for name in names if name in candidates), None)
-    if module is None:
-        return len(names), len(names)
-    begin = names.index(module)
-    inside = [i for i, name in enumerate(names) if name == module or name.startswith(module + ".")]
-    return begin, inside[-1] + 1
 
 
 def _warn_about_inputs(cfg: CfgNode, arguments: Mapping[str, Any]) -> None:
