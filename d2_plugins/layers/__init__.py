@@ -1,5 +1,6 @@
 """Layers that know torch and detectron2.layers only: no registry, no config."""
 
+from .adaptive_conv import AdaptiveConv2d, adaptive_conv2d
 from .attention import CBAM, ECA, SE, build_attention
 
-__all__ = ["CBAM", "ECA", "SE", "build_attention"]
+__all__ = ["CBAM", "ECA", "SE", "AdaptiveConv2d", "adaptive_conv2d", "build_attention"]
