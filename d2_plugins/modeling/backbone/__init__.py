@@ -6,4 +6,11 @@ from .build import AttentionFPN, build_fpn
 from .cspnet import CSPNet
 from .timm_backbone import TimmBackbone
 
-__all__ = ["AttentionFPN", "AttentionPlan", "AttentionResNet", "CSPNet", "TimmBackbone", "build_fpn"]
+__all__ = [
+    "AttentionFPN",
+    "AttentionPlan",
+    "AttentionResNet",
+    "CSPNet",
+    "TimmBackbone",
+    "build_fpn",
+]
