@@ -1,1 +1,16 @@
+"""Proposal generators; importing this package registers them."""
 
+from .cascade_rpn import CascadeRPN
+from .cascade_rpn_stage import CascadeRPNStage, StageOutput
+from .losses import CascadeRPNLoss
+from .matching import iou_match
+from .region_matcher import region_match
+
+__all__ = [
+    "CascadeRPN",
+    "CascadeRPNLoss",
+    "CascadeRPNStage",
+    "StageOutput",
+    "iou_match",
+    "region_match",
+]
