@@ -7,24 +7,18 @@ convolution samples for them.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import transforms
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
-from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from .. import model_zoo
-from ..checkpoint import PluginCheckpointer
-from ..config import get_cfg
+from ..layers.adaptive_conv_geometry import sampling_points
 from ..modeling.proposal_generator import CascadeRPN
+from .photo import load_config, load_model, load_photo
 
 __all__ = ["ChosenCells", "choose_cells", "draw", "main", "trace_cells"]
 
@@ -77,32 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config values to change")
     args = parser.parse_args(argv)
-    cfg = get_cfg()
-    known = Path(args.config_file).is_file()
-    path = args.config_file if known else model_zoo.get_config_file(args.config_file)
-    cfg.merge_from_file(path, allow_unsafe=False)
-    cfg.merge_from_list(args.opts)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg).eval()
-    PluginCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    photo = _read(cfg, args.input)
-    chosen = trace_cells(model, _as_tensor(photo), num_cells=args.num_cells, cells=args.cell)
-    draw(convert_image_to_rgb(photo, cfg.INPUT.FORMAT), chosen).savefig(args.output, dpi=150)
+    cfg = load_config(args.config_file, args.opts)
+    image, photo = load_photo(cfg, args.input)
+    chosen = trace_cells(load_model(cfg), image, num_cells=args.num_cells, cells=args.cell)
+    draw(photo, chosen).savefig(args.output, dpi=150)
     print(f"wrote {args.output}: cells {', '.join(chosen.names)}")
     return 0
-
-
-def _read(cfg: CfgNode, path: str) -> np.ndarray:
-    """The photograph as the model takes it in testing: (H, W, C), resized."""
-    photo = read_image(path, format=cfg.INPUT.FORMAT)
-    size = cfg.INPUT.MIN_SIZE_TEST
-    resize = transforms.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
-    return resize.get_transform(photo).apply_image(photo)
-
-
-def _as_tensor(photo: np.ndarray) -> Tensor:
-    return torch.as_tensor(photo.astype("float32").transpose(2, 0, 1))
 
 
 @torch.no_grad()
@@ -215,8 +189,9 @@ def draw(photo: np.ndarray, chosen: ChosenCells) -> Figure:
             frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=2, ec=f"C{k % 10}")
             axis.add_patch(frame)
     if chosen.sampled is not None:
-        for k, (x0, y0, x1, y1) in enumerate(chosen.sampled.tolist()):
-            x, y = np.meshgrid(np.linspace(x0, x1, 3), np.linspace(y0, y1, 3))
+        # With a stride of 1 the points are in pixels.
+        for k, points in enumerate(sampling_points(chosen.sampled, 1.0)):
+            y, x = points.T.numpy()
             axes[-1].scatter(x, y, s=14, c=f"C{k % 10}", edgecolors="white", linewidths=0.5)
     labels = [f"{n}: {s:.2f}" for n, s in zip(chosen.names, chosen.scores.tolist(), strict=True)]
     handles = [Rectangle((0, 0), 1, 1, fc=f"C{k % 10}") for k in range(len(labels))]
