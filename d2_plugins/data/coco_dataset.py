@@ -5,10 +5,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
 
 from ..files import atomic_open
 from .hints import missing_message
@@ -50,7 +52,7 @@ class CocoDataset:
         MetadataCatalog.get(self.name).set(
             thing_classes=list(self.class_names),
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(self.class_names))},
-            json_file=str(self.json_file),
+            json_file=_DerivedJson.url(self),
             image_root=str(self.image_root),
             evaluator_type="coco",
             required_paths=tuple(str(path) for path in self.requires),
@@ -76,7 +78,7 @@ class CocoDataset:
         return dicts
 
     def ensure(self) -> None:
-        """Derive the json file where needed.
+        """Derive what is not there yet.
 
         Raises:
             FileNotFoundError: as :meth:`load`.
@@ -85,6 +87,34 @@ class CocoDataset:
         if missing:
             raise FileNotFoundError(missing_message(self.name, str(missing[0])))
         self.derive()
+
+
+class _DerivedJson(PathHandler):
+    """Derives a json file when detectron2 asks for it.
+
+    Its evaluator may be built before the data is loaded, and reads the metadata's ``json_file``.
+    """
+
+    _PREFIX = "d2_plugins-derived://"
+    _datasets: ClassVar[dict[str, CocoDataset]] = {}
+
+    @classmethod
+    def url(cls, dataset: CocoDataset) -> str:
+        """The name under which PathManager has the json file of ``dataset``."""
+        url = f"{cls._PREFIX}{dataset.json_file}"
+        cls._datasets[url] = dataset
+        return url
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self._PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        dataset = self._datasets[path]
+        dataset.ensure()
+        return str(dataset.json_file)
+
+
+PathManager.register_handler(_DerivedJson(), allow_override=True)
 
 
 def derive_json(json_file: Path, source: str, build: Callable[[], dict[str, Any]]) -> None:

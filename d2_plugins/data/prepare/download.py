@@ -1,0 +1,201 @@
+"""Downloads that survive a broken connection, a killed process and a server without ranges."""
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import DatasetError
+
+__all__ = ["check_md5", "download"]
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Partial:
+    """What a partial file is part of, kept beside it.
+
+    Attributes:
+        url: where it comes from.
+        validator: the server's ETag or Last-Modified; a file that changed has another.
+    """
+
+    url: str
+    validator: str | None
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    md5: str | None = None,
+    attempts: int = 5,
+    wait: float = 1.0,
+    timeout: float = 30.0,
+) -> None:
+    """Download ``url`` to ``path``, which appears only when it is complete and right.
+
+    What has arrived is kept in ``<path>.part``: a broken connection, and a later call, go on from
+    there if the server can (HTTP ranges) and has the same file still; otherwise from the start.
+
+    Args:
+        url: http or https.
+        path: the file; if it exists, only its checksum is verified.
+        md5: hexadecimal, if known.
+        attempts: connections in a row that bring nothing before this gives up.
+        wait: seconds before the second attempt; doubles with each.
+        timeout: seconds without any data after which a connection counts as broken.
+
+    Raises:
+        DatasetError: the server does not have the file, the attempts are used up, or the checksum
+            is wrong.
+    """
+    if path.exists():
+        check_md5(path, md5)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            _fetch(url, part, timeout)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410):
+                raise DatasetError(f"{url}: {error}") from error
+            failures = 1 if _size(part) > before else failures + 1
+            if failures >= attempts:
+                raise DatasetError(
+                    f"{url}: {error} ({failures} attempts brought nothing; what has arrived is "
+                    f"kept in {part}, and the same command goes on from there)"
+                ) from error
+            logger.warning("%s: %s; going on at byte %d", url, error, _size(part))
+            time.sleep(wait * 2 ** (failures - 1))
+    try:
+        check_md5(part, md5)
+    except DatasetError:
+        part.unlink()  # going on from wrong content would never end well
+        raise
+    finally:
+        _note(part).unlink(missing_ok=True)
+    os.replace(part, path)
+
+
+def check_md5(path: Path, md5: str | None) -> None:
+    """Compare a file with its known checksum.
+
+    Args:
+        path: the file.
+        md5: hexadecimal; None accepts anything.
+
+    Raises:
+        DatasetError: they differ.
+    """
+    if md5 is None:
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != md5:
+        raise DatasetError(f"{path} has MD5 {digest.hexdigest()}, not {md5}: it is damaged")
+
+
+def _fetch(url: str, part: Path, timeout: float) -> None:
+    """One connection: append to ``part``, or start it anew, until the end of the file.
+
+    Raises:
+        OSError: the connection broke or brought something else.
+    """
+    start = _size(part) if _read_note(part).url == url else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "d2_plugins"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        validator = _read_note(part).validator
+        if validator:
+            request.add_header("If-Range", validator)
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # longer than the file that the server has now, or just complete
+            if error.headers.get("Content-Range") == f"bytes */{start}":
+                return
+            part.unlink()
+        raise
+    with response:
+        if response.status == 206:
+            total = _range_total(response.headers.get("Content-Range"), start)
+        else:
+            start, total = 0, _integer(response.headers.get("Content-Length"))
+            _write_note(part, _Partial(url=url, validator=_validator(response.headers)))
+        _append(response, part, start, total)
+
+
+def _append(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
+    name = part.name.removesuffix(".part")
+    with (
+        open(part, "ab" if start else "wb") as file,
+        tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+    # A connection closed early looks like the end of the file.
+    if total is not None and _size(part) != total:
+        raise ConnectionError(f"the connection broke at byte {_size(part)} of {total}")
+
+
+def _range_total(content_range: str | None, start: int) -> int | None:
+    """The whole file's size from "bytes start-end/total".
+
+    Raises:
+        OSError: it is another part than the one asked for.
+    """
+    unit, _, rest = (content_range or "").partition(" ")
+    extent, _, total = rest.partition("/")
+    if unit != "bytes" or _integer(extent.partition("-")[0]) != start:
+        raise ConnectionError(f"asked for bytes from {start} on, got '{content_range}'")
+    return _integer(total)
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _validator(headers: http.client.HTTPMessage) -> str | None:
+    etag = headers.get("ETag")
+    if etag and not etag.startswith("W/"):  # a weak one does not promise the same bytes
+        return etag
+    return headers.get("Last-Modified")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _write_note(part: Path, partial: _Partial) -> None:
+    part.unlink(missing_ok=True)  # first: a note must never describe another file's bytes
+    _note(part).write_text(json.dumps(asdict(partial)))
+
+
+def _read_note(part: Path) -> _Partial:
+    try:
+        return _Partial(**json.loads(_note(part).read_text()))
+    except (OSError, ValueError, TypeError):
+        return _Partial(url="", validator=None)

@@ -1,0 +1,155 @@
+"""Where the data sets live on the internet, and how they lie on the disk.
+
+The numbers of images are the authors'. The MD5 sums of VOC are those in torchvision, those of COCO
+the ones in wide use; where no sum is certain the numbers have to do.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["RECIPES", "Archive", "Recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """One file to download.
+
+    Attributes:
+        url: of the authors.
+        md5: if it is certain.
+        markers: for each split that needs the archive a path that it brings, relative to the
+            recipe's home, which is on the disk when, and only when, the whole part is.
+    """
+
+    url: str
+    md5: str | None
+    markers: dict[str, str]
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to prepare one data set.
+
+    Attributes:
+        home: folder under the dataset root that the archives' folders go to; "" is the root.
+        archives: all files, of all splits.
+        default_splits: those prepared unless asked for others.
+        registered: for each split its names in detectron2's catalogs, with numbers of images.
+    """
+
+    home: str
+    archives: tuple[Archive, ...]
+    default_splits: tuple[str, ...]
+    registered: dict[str, dict[str, int]]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits, in order."""
+        return tuple(self.registered)
+
+    def markers(self, split: str) -> list[str]:
+        """The paths, relative to :attr:`home`, that make up a split."""
+        return [a.markers[split] for a in self.archives if split in a.markers]
+
+
+_COCO = "http://images.cocodataset.org"
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
+_PENN_FUDAN = "https://www.cis.upenn.edu/~jshi/ped_html"
+
+_COCO2017 = Recipe(
+    home="coco",
+    archives=(
+        Archive(
+            url=f"{_COCO}/annotations/annotations_trainval2017.zip",
+            md5="f4bbac642086de4f52a3fdda2de5fa2c",
+            markers={
+                "train": "annotations/instances_train2017.json",
+                "val": "annotations/instances_val2017.json",
+            },
+        ),
+        Archive(
+            url=f"{_COCO}/zips/val2017.zip",
+            md5="442b8da7639aecaf257c1dceb8ba8c80",
+            markers={"val": "val2017"},
+        ),
+        Archive(
+            url=f"{_COCO}/zips/train2017.zip",
+            md5="cced6f7f71b7629ddf16f17bbcfab6b2",
+            markers={"train": "train2017"},
+        ),
+        Archive(
+            url=f"{_COCO}/annotations/image_info_test2017.zip",
+            md5=None,
+            markers={"test": "annotations/image_info_test2017.json"},
+        ),
+        Archive(
+            url=f"{_COCO}/zips/test2017.zip",
+            md5="77ad2c53ac5d0aea611d422c0938fb35",
+            markers={"test": "test2017"},
+        ),
+    ),
+    default_splits=("train", "val"),
+    registered={
+        "train": {"coco_2017_train": 118287},
+        "val": {"coco_2017_val": 5000},
+        "test": {"coco_2017_test": 40670},
+    },
+)
+
+_VOC_BOTH = Recipe(
+    home="",
+    archives=(
+        Archive(
+            url=f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar",
+            md5="c52e279531787c972589f7e41ab4ae64",
+            markers={"2007": "VOC2007/ImageSets/Main/trainval.txt"},
+        ),
+        Archive(
+            url=f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar",
+            md5="b6e924de25625d8de591ea690078ad9f",
+            markers={"2007-test": "VOC2007/ImageSets/Main/test.txt"},
+        ),
+        Archive(
+            url=f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar",
+            md5="6cd6e144f989b92b3379bac3b3de84fd",
+            markers={"2012": "VOC2012/ImageSets/Main/trainval.txt"},
+        ),
+    ),
+    default_splits=("2007", "2007-test", "2012"),
+    registered={
+        "2007": {
+            "voc_2007_train_coco": 2501,
+            "voc_2007_val_coco": 2510,
+            "voc_2007_trainval_coco": 5011,
+        },
+        "2007-test": {"voc_2007_test_coco": 4952},
+        "2012": {
+            "voc_2012_train_coco": 5717,
+            "voc_2012_val_coco": 5823,
+            "voc_2012_trainval_coco": 11540,
+        },
+    },
+)
+
+_PENN_FUDAN_ALL = Recipe(
+    home="",
+    archives=(
+        Archive(
+            url=f"{_PENN_FUDAN}/PennFudanPed.zip",
+            md5=None,
+            markers={"all": "PennFudanPed/PedMasks"},
+        ),
+    ),
+    default_splits=("all",),
+    registered={"all": {"penn_fudan_train": 128, "penn_fudan_val": 42}},
+)
+
+RECIPES: dict[str, Recipe] = {
+    "coco2017": _COCO2017,
+    "voc": _VOC_BOTH,
+    "penn_fudan": _PENN_FUDAN_ALL,
+}
