@@ -1,1 +1,24 @@
+"""COCO and VOC evaluation, recall of proposals, and robustness to corrupted images."""
 
+from .build import VOCEvaluator, build_evaluator, check_test_config, predicts_instances
+from .coco import FastCOCOEvaluator, evaluate_detections
+from .corruptions import Corruption, CorruptionMapper, build_corruptions
+from .proposals import ProposalRecallEvaluator, ProposalRecorder
+from .recall import ProposalRecall
+from .robustness import evaluate_corruptions
+
+__all__ = [
+    "Corruption",
+    "CorruptionMapper",
+    "FastCOCOEvaluator",
+    "ProposalRecall",
+    "ProposalRecallEvaluator",
+    "ProposalRecorder",
+    "VOCEvaluator",
+    "build_corruptions",
+    "build_evaluator",
+    "check_test_config",
+    "evaluate_corruptions",
+    "evaluate_detections",
+    "predicts_instances",
+]

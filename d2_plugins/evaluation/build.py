@@ -1,0 +1,105 @@
+"""The evaluator that a config and a data set ask for."""
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
+
+from .coco import FastCOCOEvaluator, check_engine
+from .corruptions import build_corruptions
+from .proposals import ProposalRecallEvaluator
+
+__all__ = ["VOCEvaluator", "build_evaluator", "check_test_config", "predicts_instances"]
+
+_VOC_METADATA = ("dirname", "year", "split")
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """The evaluator for the predictions that ``cfg`` makes on ``dataset_name``.
+
+    By the ``evaluator_type`` of the metadata: "coco" (also where there is none) gives
+    :class:`FastCOCOEvaluator`, and VOC's AP beside it (``bbox_voc``) for VOC in COCO form, whose
+    metadata say where the XML files are; "pascal_voc" gives detectron2's evaluator. Box proposals
+    are scored for a ProposalNetwork, and for any model with ``TEST.PROPOSAL_RECALL``.
+
+    Args:
+        cfg: the whole config.
+        dataset_name: a registered data set.
+        output_folder: for the predictions and results.
+
+    Raises:
+        ValueError: the type is unknown, or a value of ``TEST`` is.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type", "coco")
+    if kind not in ("coco", "pascal_voc"):
+        raise ValueError(
+            f"evaluator_type of data set '{dataset_name}' is '{kind}'; allowed: coco, pascal_voc"
+        )
+    instances = predicts_instances(cfg)
+    evaluators: list[DatasetEvaluator] = []
+    if instances and kind == "pascal_voc":
+        evaluators.append(PascalVOCDetectionEvaluator(dataset_name))
+    needs_coco = kind == "coco" or not instances or cfg.TEST.PROPOSAL_RECALL
+    if needs_coco:
+        coco = FastCOCOEvaluator(
+            dataset_name,
+            tasks=_tasks(cfg),
+            output_dir=output_folder,
+            engine=cfg.TEST.COCO_EVALUATOR,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
+        if instances and kind == "coco":
+            evaluators.append(coco)
+            if all(metadata.get(key) is not None for key in _VOC_METADATA):
+                evaluators.append(VOCEvaluator(dataset_name))
+        if not instances or cfg.TEST.PROPOSAL_RECALL:
+            # The pickle feeds detectors that train on given proposals, which a ProposalNetwork
+            # is run for.
+            folder = None if instances else output_folder
+            evaluators.append(ProposalRecallEvaluator(coco.ground_truth, output_dir=folder))
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def check_test_config(cfg: CfgNode) -> None:
+    """Find out before a training, not after it, that ``cfg.TEST`` cannot be evaluated.
+
+    Raises:
+        ValueError: a value of ``TEST`` is not allowed.
+    """
+    check_engine(cfg.TEST.COCO_EVALUATOR)
+    build_corruptions(cfg)
+
+
+def predicts_instances(cfg: CfgNode) -> bool:
+    """Whether the model of ``cfg`` detects; a ProposalNetwork only proposes."""
+    return cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork"
+
+
+def _tasks(cfg: CfgNode) -> tuple[str, ...]:
+    masks = ("segm",) if cfg.MODEL.MASK_ON else ()
+    keypoints = ("keypoints",) if cfg.MODEL.KEYPOINT_ON else ()
+    return ("bbox", *masks, *keypoints)
+
+
+class VOCEvaluator(PascalVOCDetectionEvaluator):
+    """VOC's own AP for VOC in COCO form, under the key ``bbox_voc``.
+
+    The XML files know an image by its name, COCO's json by a number.
+    """
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """As the parent's, with the images' names."""
+        named = [image | {"image_id": Path(image["file_name"]).stem} for image in inputs]
+        super().process(named, outputs)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """``{"bbox_voc": {"AP": ..., "AP50": ..., "AP75": ...}}``; None but in the main process."""
+        results = super().evaluate()
+        return None if results is None else {"bbox_voc": results["bbox"]}

@@ -1,0 +1,270 @@
+"""COCO evaluation with detectron2's interface and result keys, on an engine that needs no compiler.
+
+detectron2 has a fast evaluation in its compiled part; without it, it falls back to the loops of
+pycocotools. faster-coco-eval runs the same algorithm in C++ and comes as a wheel.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..files import atomic_open
+from .recall import ProposalRecall, save_proposals
+
+__all__ = ["ENGINES", "FastCOCOEvaluator", "check_engine", "evaluate_detections"]
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("faster-coco-eval", "pycocotools")
+
+
+class FastCOCOEvaluator(COCOEvaluator):
+    """detectron2's COCOEvaluator on faster-coco-eval or pycocotools.
+
+    Same inputs, files and result keys, with these differences: files are written whole or not at
+    all; a model that detects nothing has AP 0 rather than NaN, per class too; proposals are also
+    scored at 300 per image and for every area (see :class:`~d2_plugins.evaluation.ProposalRecall`);
+    a task whose ground truth lacks masks or keypoints is left out with a warning.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        engine: str = "faster-coco-eval",
+        max_dets_per_image: int | None = None,
+        kpt_oks_sigmas: Sequence[float] = (),
+        allow_cached_coco: bool = True,
+    ) -> None:
+        """Args:
+        dataset_name: a registered data set, with a ``json_file`` or in detectron2's format.
+        tasks: some of "bbox", "segm" and "keypoints"; None takes those that the predictions have.
+        distributed: collect the predictions of all processes.
+        output_dir: folder of ``coco_instances_results.json`` and ``instances_predictions.pth``;
+            None writes nothing.
+        engine: "faster-coco-eval" or "pycocotools".
+        max_dets_per_image: detections of an image that count; None is COCO's 100.
+        kpt_oks_sigmas: of the keypoints; empty takes COCO's 17.
+        allow_cached_coco: reuse the json that an earlier evaluator converted the data set to.
+
+        Raises:
+            ValueError: ``engine`` is unknown.
+        """
+        check_engine(engine)
+        super().__init__(
+            dataset_name,
+            tuple(tasks) if tasks is not None else None,
+            distributed,
+            output_dir,
+            max_dets_per_image=max_dets_per_image,
+            use_fast_impl=False,
+            kpt_oks_sigmas=kpt_oks_sigmas,
+            allow_cached_coco=allow_cached_coco,
+        )
+        self._engine = engine
+        # The parent writes files in place wherever it has a folder, so it has none.
+        self._folder = Path(output_dir) if output_dir else None
+        self._output_dir = None
+        self._renumber_annotation_zero()
+
+    @property
+    def ground_truth(self) -> COCO:
+        """The annotations of the data set."""
+        return self._coco_api
+
+    def _renumber_annotation_zero(self) -> None:
+        """Both engines mark a match by the annotation's id, and "no match" by 0."""
+        if 0 in self._coco_api.anns:
+            for annotation in self._coco_api.dataset["annotations"]:
+                annotation["id"] += 1
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco_api.createIndex()
+
+    def _eval_predictions(
+        self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
+    ) -> None:
+        if self._folder:
+            with atomic_open(self._folder / "instances_predictions.pth", "wb") as file:
+                torch.save(predictions, file)
+        results = list(itertools.chain(*(p["instances"] for p in predictions)))
+        self._to_dataset_ids(results)
+        if self._folder:
+            with atomic_open(self._folder / "coco_instances_results.json") as file:
+                file.write(json.dumps(results))
+        if not self._do_evaluation:
+            logger.info("%s has no annotations to evaluate with", self._metadata.name)
+            return
+        for task in self._possible_tasks(self._tasks or self._tasks_from_predictions(results)):
+            evaluated = evaluate_detections(
+                self._coco_api,
+                results,
+                task,
+                engine=self._engine,
+                max_dets=self._max_dets_per_image,
+                kpt_oks_sigmas=self._kpt_oks_sigmas,
+                img_ids=img_ids,
+            )
+            self._results[task] = self._derive_coco_results(
+                evaluated, task, class_names=self._metadata.get("thing_classes")
+            )
+
+    def _to_dataset_ids(self, results: list[dict[str, Any]]) -> None:
+        """Turn the contiguous classes of a model into the category ids of the json, in place."""
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if to_contiguous is None:
+            return
+        category_ids = {index: category_id for category_id, index in to_contiguous.items()}
+        for result in results:
+            index = result["category_id"]
+            if index not in category_ids:
+                raise ValueError(
+                    f"The model predicted class {index}, but {self._metadata.name} has "
+                    f"{len(category_ids)} classes (MODEL.ROI_HEADS.NUM_CLASSES does not fit it)"
+                )
+            result["category_id"] = category_ids[index]
+
+    def _possible_tasks(self, tasks: Sequence[str]) -> list[str]:
+        possible = []
+        for task in sorted(tasks):
+            field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[task]
+            if all(field in annotation for annotation in self._coco_api.anns.values()):
+                possible.append(task)
+            else:
+                logger.warning("%s is not evaluated: %s lacks it", task, self._metadata.name)
+        return possible
+
+    def _eval_box_proposals(self, predictions: list[dict[str, Any]]) -> None:
+        proposals = [(p["image_id"], p["proposals"]) for p in predictions]
+        if self._folder:
+            save_proposals(self._folder / "box_proposals.pkl", proposals)
+        if self._do_evaluation:
+            recall = ProposalRecall(self._coco_api)
+            for image_id, instances in proposals:
+                recall.add(image_id, instances)
+            self._results["box_proposals"] = recall.results()
+
+
+def evaluate_detections(
+    ground_truth: COCO,
+    detections: Sequence[dict[str, Any]],
+    task: str,
+    *,
+    engine: str = "faster-coco-eval",
+    max_dets: Sequence[int] = (1, 10, 100),
+    kpt_oks_sigmas: Sequence[float] = (),
+    img_ids: Sequence[int] | None = None,
+) -> COCOeval:
+    """Match detections with ground truth by COCO's rules.
+
+    Args:
+        ground_truth: the annotations.
+        detections: in COCO's result format; may be empty. Not changed.
+        task: "bbox", "segm" or "keypoints".
+        engine: "faster-coco-eval" or "pycocotools".
+        max_dets: three limits of the detections of an image; AP takes the last. Keypoints always
+            have COCO's 20.
+        kpt_oks_sigmas: of the keypoints; empty takes COCO's 17.
+        img_ids: evaluate these images only.
+
+    Returns:
+        An evaluated, accumulated and summarized COCOeval of either engine: ``stats``, and ``eval``
+        with the precisions (thresholds, recalls, classes, areas, limits).
+
+    Raises:
+        ValueError: the keypoints of detections, ground truth and ``kpt_oks_sigmas`` differ in
+            number.
+    """
+    api, evaluator = _engine_classes(engine, max_dets)
+    # Both engines write into the detections. Without its box, an instance has its mask's area.
+    dropped = "bbox" if task == "segm" else None
+    copies = [{k: v for k, v in d.items() if k != dropped} for d in detections]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        truth = _as_api(ground_truth, api)
+        evaluated = evaluator(truth, _load_detections(truth, copies), task)
+        params = evaluated.params
+        params.catIds = sorted(truth.getCatIds())
+        if img_ids is not None:
+            params.imgIds = list(img_ids)
+        if task != "keypoints":
+            params.maxDets = list(max_dets)
+        else:
+            if len(kpt_oks_sigmas):
+                params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas)
+            _check_keypoints(truth, copies, len(params.kpt_oks_sigmas))
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+    summary = [line for line in printed.getvalue().splitlines() if line.startswith(" Average")]
+    logger.info("%s of %d detections:\n%s", task, len(detections), "\n".join(summary))
+    return evaluated
+
+
+def check_engine(engine: str) -> None:
+    """Raise a ValueError if there is no such engine."""
+    if engine not in ENGINES:
+        raise ValueError(f"TEST.COCO_EVALUATOR is '{engine}'; allowed: {', '.join(ENGINES)}")
+
+
+def _engine_classes(engine: str, max_dets: Sequence[int]) -> tuple[Any, Any]:
+    """The COCO and COCOeval classes of an engine."""
+    if engine == "pycocotools":
+        # pycocotools summarizes for 100 detections whatever the limit is.
+        return COCO, COCOeval if max_dets[-1] == 100 else COCOevalMaxDets
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        raise ImportError(
+            "TEST.COCO_EVALUATOR 'faster-coco-eval' needs `pip install faster-coco-eval`; "
+            "'pycocotools' gives the same numbers"
+        ) from error
+
+    def fast_eval(truth: Any, detections: Any, task: str) -> Any:
+        return faster_coco_eval.COCOeval_faster(truth, detections, task, print_function=print)
+
+    return faster_coco_eval.COCO, fast_eval
+
+
+def _as_api(ground_truth: Any, api: Any) -> Any:
+    """``ground_truth`` as ``api``; the annotations are shared."""
+    if isinstance(ground_truth, api):
+        return ground_truth
+    converted = api()
+    converted.dataset = ground_truth.dataset
+    converted.createIndex()
+    return converted
+
+
+def _load_detections(ground_truth: Any, detections: list[dict[str, Any]]) -> Any:
+    if detections:
+        return ground_truth.loadRes(detections)
+    empty = type(ground_truth)()  # pycocotools' loadRes looks into the first detection
+    keys = ("images", "categories")
+    empty.dataset = {key: ground_truth.dataset[key] for key in keys} | {"annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _check_keypoints(truth: Any, detections: list[dict[str, Any]], num_sigmas: int) -> None:
+    annotations = itertools.chain(truth.anns.values(), detections)
+    counts = {len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a}
+    if counts - {num_sigmas}:
+        raise ValueError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {num_sigmas} values (empty means COCO's 17), but ground "
+            f"truth and detections have {sorted(counts)} keypoints; these must be equal"
+        )
