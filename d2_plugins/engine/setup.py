@@ -101,7 +101,10 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
 
 
 def _unknown_key(key: str, cfg: CfgNode) -> str:
-    return f"There is no config key '{key}'. Nearest: {_nearest(key, list(_keys(cfg)))}"
+    known = list(_keys(cfg))
+    same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = ", ".join(same_name[:3]) or _nearest(key, known)
+    return f"There is no config key '{key}'. Nearest: {near}"
 
 
 def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -113,9 +116,7 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    by_last = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = by_last[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return ", ".join(near) or "none is near"
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5)) or "none is near"
 
 
 def register_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:

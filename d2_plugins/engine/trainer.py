@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -163,11 +164,15 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
 
 
 def _set_aside(path: str) -> None:
-    """Rename a file of an earlier run, so that a new one neither mixes with it nor erases it."""
-    if not os.path.exists(path):
+    """Move the content of an earlier run's file to a numbered one beside it.
+
+    The file itself stays, empty: a writer of the new run has it open already, for appending.
+    """
+    if not os.path.exists(path) or os.path.getsize(path) == 0:
         return
     stem, extension = os.path.splitext(path)
     number = 1
     while os.path.exists(f"{stem}.{number}{extension}"):
         number += 1
-    os.replace(path, f"{stem}.{number}{extension}")
+    shutil.copyfile(path, f"{stem}.{number}{extension}")
+    os.truncate(path, 0)

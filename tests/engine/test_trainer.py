@@ -30,6 +30,7 @@ def toy_data(tmp_path: Path) -> Iterator[list[Any]]:
 
 def train(output_dir: Path, opts: list[Any], *, stop_after: int | None = None) -> Trainer:
     """Train; with ``stop_after`` leave the loop as an interrupted run would."""
+    torch.manual_seed(0)  # as default_setup does, for the initial weights
     trainer = Trainer(toy_cfg(output_dir, opts))
     trainer.resume_or_load(resume=True)
     if stop_after is not None:
