@@ -154,8 +154,9 @@ class PluginCheckpointer(DetectionCheckpointer):
             report.require(lambda name: True, self._allow_missing, "the model")
             return
         prefix, _ = find_bottom_up(self.model)
-        attention = [name for name in self.model.state_dict() if _is_attention(name)]
-        all_new = set(attention) <= set(report.missing)
+        # Buffers aside: torch fills a BatchNorm's counter if it must.
+        attention = {name for name, _ in self.model.named_parameters() if _is_attention(name)}
+        all_new = attention <= set(report.missing)
         report.require(
             lambda name: name.startswith(prefix) and not (all_new and _is_attention(name)),
             self._allow_missing,

@@ -6,6 +6,7 @@ unpickler that knows numpy arrays and plain containers only.
 """
 
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,8 @@ def _read_torch(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        try:
-            wanted = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        except Exception:  # an old-style file: torch cannot list what it wants
-            wanted = ""
-        raise UnsafeCheckpointError(_refusal(path, wanted or str(error).splitlines()[0])) from error
+        wanted = re.search(r"GLOBAL (\S+)", str(error))  # one of them: where torch stopped
+        raise UnsafeCheckpointError(_refusal(path, wanted[1] if wanted else str(error))) from error
 
 
 def _refusal(path: str, wanted: str) -> str:

@@ -1,5 +1,6 @@
 """What a file of weights filled of a model: one readable summary, and whether it is enough."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,14 +47,13 @@ class LoadReport:
             lines.append(f"  not in the file: {_by_part(self.missing)}")
         if self.shapes:
             lines.append(f"  of another shape: {_shape_lines(self.shapes)}")
-        if self.unexpected:
-            lines.append(f"  not in the model: {_by_part(self.unexpected)}")
+        unexpected = [name for name in self.unexpected if not _is_counter(name)]
+        if unexpected:
+            lines.append(f"  not in the model: {_by_part(unexpected)}")
         return "\n".join(lines)
 
     def require(self, required: Callable[[str], bool], allowed: Sequence[str], what: str) -> None:
         """Raise unless all entries that are needed were filled.
-
-        New attention is never needed where the file has none: its weights have to start somewhere.
 
         Args:
             required: whether an entry of the model is needed.
@@ -67,21 +67,31 @@ class LoadReport:
             name
             for name in self.unfilled
             if required(name)
-            and not name.endswith(".num_batches_tracked")
+            and not _is_counter(name)
             and not any(fnmatchcase(name, pattern) for pattern in allowed)
         ]
         if problems:
             raise IncompleteWeightsError(
                 f"{self}\n{len(problems)} entries of {what} keep their initial values, among them "
                 f"{', '.join(problems[:_MAX_LINES])}. If that is meant, allow it by shell patterns "
-                f"in MODEL.WEIGHTS_ALLOW_MISSING, for example ['{_part(problems[0])}.*']."
+                f"in MODEL.WEIGHTS_ALLOW_MISSING, for example ['{_part(problems[0])}*']."
             )
 
 
+def _is_counter(name: str) -> bool:
+    """Whether this is BatchNorm's count of batches, which only a norm of momentum None reads."""
+    return name.endswith(".num_batches_tracked")
+
+
 def _part(name: str) -> str:
-    """The component an entry belongs to: two levels, four inside a backbone."""
+    """The part of a model an entry belongs to, so named that ``part*`` is a pattern for it."""
     levels = name.split(".")[:-1]
-    return ".".join(levels[: 4 if "bottom_up" in levels else 2])
+    if "attention" in levels:
+        return f"{levels[0]}.*.attention"
+    if "bottom_up" in levels:
+        return ".".join(levels[: levels.index("bottom_up") + 2])
+    # fpn_lateral2, fpn_lateral3, ... are one part.
+    return re.sub(r"(?<=[a-z])\d+$", "", ".".join(levels[:2]))
 
 
 def _by_part(names: Iterable[str]) -> str:

@@ -65,11 +65,6 @@ def _find_timm(name: str) -> Source:
         tags = [other for other in known if other.split(".")[0] == arch]
         raise ValueError(f"timm has no weights '{name}'; it has {', '.join(tags)}") from error
     pixels = PixelStatistics(mean=cfg.mean, std=cfg.std)
-    if cfg.custom_load or not (cfg.hf_hub_id or cfg.url):
-        raise ValueError(
-            f"the weights '{name}' are not in a form this can read; build the backbone with "
-            "MODEL.TIMM.PRETRAINED True instead"
-        )
     if cfg.hf_hub_id:
         return Source(_from_hub(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"), pixels)
     return Source(_from_url(cfg.url), pixels)
