@@ -57,18 +57,32 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(value, whole[key]), key
 
 
-def test_metrics_results_and_best_checkpoint_are_written(
-    toy_data: list[Any], tmp_path: Path
-) -> None:
-    opts = ["SOLVER.MAX_ITER", 2, "TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 1]
-    trainer = train(tmp_path, [*toy_data, *opts])
+def test_metrics_are_written(toy_data: list[Any], tmp_path: Path) -> None:
+    train(tmp_path, [*toy_data, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1])
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert {"total_loss", "lr", "bbox/AP"} <= set().union(*lines)
-    assert (tmp_path / "model_best.pth").exists()
-    state = trainer.state_dict()["hooks"]["BestCheckpoint"]
-    resumed = Trainer(toy_cfg(tmp_path, [*toy_data, *opts]))
-    resumed.resume_or_load(resume=True)
-    assert resumed.state_dict()["hooks"]["BestCheckpoint"] == state
+
+
+def test_best_checkpoint_is_the_best_across_a_resume(
+    toy_data: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([1.0, 3.0, 3.0, 2.0, 4.0])
+    monkeypatch.setattr(
+        Trainer, "test", classmethod(lambda *_: {"bbox": {"AP": next(values), "AP50": 0.0}})
+    )
+    opts = ["TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1]
+    opts = [*toy_data, *opts, "SOLVER.MAX_ITER", 5]
+
+    def best() -> tuple[float, int, int]:
+        state = torch.load(tmp_path / "model_best.pth", weights_only=True)
+        hook = state["trainer"]["hooks"]["BestCheckpoint"]
+        return hook["best_value"], hook["best_iter"], state["iteration"]
+
+    train(tmp_path, opts, stop_after=3)
+    assert best() == (3.0, 1, 1)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert train(tmp_path, opts).start_iter == 3
+    assert best() == (4.0, 4, 4)
 
 
 def test_a_new_run_sets_the_old_metrics_aside(toy_data: list[Any], tmp_path: Path) -> None:
