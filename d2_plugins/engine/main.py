@@ -58,8 +58,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    model = Trainer.build_model(cfg)
-    checkpointer = PluginCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    model = Trainer.build_model(cfg).eval()  # which makes the checkpointer ask for every weight
+    checkpointer = PluginCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
+    )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():

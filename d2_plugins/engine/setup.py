@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from .. import model_zoo
 from ..config import get_cfg
 from ..data import missing_dataset_hint, register_custom
+from ..evaluation import check_test_config
 from .errors import UsageError
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
@@ -59,6 +60,10 @@ def build_cfg(args: argparse.Namespace) -> CfgNode:
     if args.num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_datasets(cfg, training=not args.eval_only)
+    try:
+        check_test_config(cfg)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return cfg
 
 

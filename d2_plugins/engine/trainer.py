@@ -19,7 +19,7 @@ from torch import nn
 from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
-from ..evaluation import build_evaluator
+from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions
 from .hooks import BestCheckpoint, SeedPerIteration
 from .train_loop import StepTrainer, amp_dtype, wrap_ddp
 
@@ -62,7 +62,12 @@ class Trainer(DefaultTrainer):
             norm_type=clip.NORM_TYPE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = PluginCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = PluginCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -136,6 +141,32 @@ class Trainer(DefaultTrainer):
         """The evaluator for the type of ``dataset_name``, writing under ``OUTPUT_DIR``."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on ``DATASETS.TEST``; with ``TEST.CORRUPTIONS``, on corrupted images too.
+
+        Args:
+            cfg: the whole config.
+            model: with its weights loaded.
+            evaluators: one per data set; None builds what the config asks for.
+
+        Returns:
+            As DefaultTrainer.test: metrics by task, by data set first if there are several. The
+            tasks on corrupted images are called ``bbox_occlusion`` and so on.
+        """
+        if evaluators is None and cfg.TEST.PROPOSAL_RECALL:
+            model = ProposalRecorder(model)
+        results = super().test(cfg, model, evaluators)
+        if evaluators is None and cfg.TEST.CORRUPTIONS:
+            mapper = PluginDatasetMapper(cfg, is_train=False)
+            results = evaluate_corruptions(cfg, model, mapper, results)
+        return results
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:

@@ -85,6 +85,17 @@ def test_best_checkpoint_is_the_best_across_a_resume(
     assert best() == (4.0, 4, 4)
 
 
+def test_recall_of_proposals_and_corrupted_images_are_evaluated_on_demand(
+    toy_data: list[Any], tmp_path: Path
+) -> None:
+    opts = ["SOLVER.MAX_ITER", 1, "TEST.PROPOSAL_RECALL", True, "TEST.CORRUPTIONS", ["blur"]]
+    trainer = Trainer(toy_cfg(tmp_path, [*toy_data, *opts]))
+    results = Trainer.test(trainer.cfg, trainer.model)
+    assert {"bbox", "box_proposals", "bbox_blur", "box_proposals_blur"} <= set(results)
+    assert 0 < results["box_proposals"]["AR@100"] <= 100
+    assert trainer.model.training
+
+
 def test_a_new_run_sets_the_old_metrics_aside(toy_data: list[Any], tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("old")
     train(tmp_path, [*toy_data, "SOLVER.MAX_ITER", 1])
