@@ -1,6 +1,6 @@
 """Predictions, losses and score fusion of a Double-Head.
 
-Wu et al., CVPR 2020, section 5, and the authors' code for the losses' weights and the fusion.
+Wu et al., CVPR 2020; the losses' weights and the fusion as in the authors' code.
 
 Shape shorthand: R RoIs of the whole batch, K foreground classes.
 

@@ -1,0 +1,206 @@
+"""What a Double-Head costs at inference, and Inverted Attention in training.
+
+Times on a shared machine mean little alone: everything is a ratio of two things timed in turn.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import ROIHeads, build_roi_heads
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from ..config import get_cfg
+
+__all__ = ["double_head", "inverted_attention", "whole_step"]
+
+_CHANNELS = 256
+_STRIDES = (4, 8, 16, 32)
+_EXT = {"LAMBDA_FC": 0.7, "LAMBDA_CONV": 0.8, "NUM_CONV": 2, "CONV_BLOCKS": "nonlocal"}
+
+
+class _BoxBranch(nn.Module):
+    """A box head and its predictor on pooled features, as one module for the FLOP counter."""
+
+    def __init__(self, heads: ROIHeads) -> None:
+        super().__init__()
+        self.head, self.predictor = heads.box_head, heads.box_predictor
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, ...]:
+        return self.predictor(self.head(regions))
+
+
+class _PooledAlready(nn.Module):
+    """Hands out what the pooler of ``heads`` finds, as a leaf, without pooling again."""
+
+    def __init__(
+        self, heads: ROIHeads, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> None:
+        super().__init__()
+        boxes = [p.proposal_boxes for p in proposals]
+        pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
+        self.pooled = pooled.detach().requires_grad_()
+        self.scale = getattr(heads.box_pooler, "scale", 1.0)
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        return self.pooled
+
+
+def double_head(num_rois: int = 300, repeats: int = 5) -> dict[str, dict[str, float]]:
+    """Box heads at inference beside detectron2's head of two fc layers; 80 classes.
+
+    Args:
+        num_rois: RoIs of an image.
+        repeats: timings of each pair.
+
+    Returns:
+        For each head its parameters in millions, multiply-adds in billions, and its time over
+        that of the head of two fc layers (RoIAlign excepted).
+    """
+    heads = {
+        "2 fc": _build("StandardROIHeads"),
+        "4 conv, 1 fc": _build("StandardROIHeads", box_head={"NUM_CONV": 4, "NUM_FC": 1}),
+        "Double-Head": _build("DoubleHeadROIHeads"),
+        "Double-Head-Ext": _build("DoubleHeadROIHeads", double_head=_EXT),
+    }
+    regions = torch.randn(2, num_rois, _CHANNELS, 7, 7)
+    runs: dict[str, Callable[[], object]] = {}
+    results = {}
+    for name, head in heads.items():
+        branch = _BoxBranch(head).eval()
+        x = regions if name.startswith("Double") else regions[0]
+        runs[name] = torch.no_grad()(partial(branch, x))
+        flops = FlopCountAnalysis(branch, x).unsupported_ops_warnings(False)
+        results[name] = {
+            "parameters_m": sum(p.numel() for p in branch.parameters()) / 1e6,
+            "gmacs": flops.uncalled_modules_warnings(False).total() / 1e9,
+            "time_ratio": median_ratio(runs[name], runs["2 fc"], repeats=repeats),
+        }
+    return results
+
+
+def inverted_attention(num_rois: int = 512, repeats: int = 7) -> dict[str, dict[str, float]]:
+    """Training step of the box head part with Inverted Attention over the same without.
+
+    Args:
+        num_rois: sampled RoIs, a quarter of them foreground.
+        repeats: timings of each pair.
+
+    Returns:
+        For detectron2's head of two fc layers and for Double-Head-Ext: "part", RoIAlign on the maps
+        of a 512 x 512 image, head, losses and backward; "head", the same without RoIAlign.
+    """
+    features, proposals = _batch(num_rois)
+    kinds: dict[str, dict[str, object]] = {"PluginROIHeads": {}, "DoubleHeadROIHeads": _EXT}
+    results = {}
+    for name, settings in kinds.items():
+        pair = [_build(name, double_head=settings, attention=on).train() for on in (True, False)]
+        steps = [_step(heads, heads._forward_box, features, proposals) for heads in pair]
+        part = median_ratio(*steps, repeats=repeats)
+        for heads in pair:
+            heads.box_pooler = _PooledAlready(heads, features, proposals)
+        results[name] = {"part": part, "head": median_ratio(*steps, repeats=repeats)}
+    return results
+
+
+def whole_step(cfg: CfgNode, image_size: int = 320, repeats: int = 3) -> float:
+    """Training step of a whole detector with Inverted Attention over the same without.
+
+    Args:
+        cfg: of the detector; one of our ROI_HEADS.
+        image_size: height and width of the one image of the batch.
+        repeats: timings of each pair.
+    """
+    target = Instances((image_size, image_size))
+    target.gt_boxes = Boxes(_boxes(8, image_size))
+    target.gt_classes = torch.randint(cfg.MODEL.ROI_HEADS.NUM_CLASSES, (8,))
+    image = torch.rand(3, image_size, image_size) * 255
+    steps = []
+    for on in (True, False):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.INVERTED_ATTENTION.ENABLED = on
+        cfg.MODEL.MASK_ON = False  # the batch has no masks, and masks do not feel it
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        steps.append(_step(model, model, [{"image": image, "instances": target}]))
+    return median_ratio(*steps, repeats=repeats)
+
+
+def _build(
+    name: str,
+    *,
+    box_head: dict[str, object] | None = None,
+    double_head: dict[str, object] | None = None,
+    attention: bool = False,
+) -> ROIHeads:
+    torch.manual_seed(0)
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NAME = name
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = [f"p{s}" for s in _STRIDES]
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.update({"NUM_FC": 2, **(box_head or {})})
+    cfg.MODEL.DOUBLE_HEAD.update(double_head or {})
+    cfg.MODEL.INVERTED_ATTENTION.ENABLED = attention
+    return build_roi_heads(
+        cfg, {f"p{s}": ShapeSpec(channels=_CHANNELS, stride=s) for s in _STRIDES}
+    )
+
+
+def _boxes(count: int, image_size: int) -> Tensor:
+    corners = torch.rand(count, 2) * image_size * 0.6
+    sizes = (0.05 + 0.35 * torch.rand(count, 2)) * image_size
+    return torch.cat([corners, corners + sizes], dim=1)
+
+
+def _batch(num_rois: int, image_size: int = 512) -> tuple[dict[str, Tensor], list[Instances]]:
+    torch.manual_seed(0)
+    features = {
+        f"p{s}": torch.randn(1, _CHANNELS, image_size // s, image_size // s, requires_grad=True)
+        for s in _STRIDES
+    }
+    rois = Instances((image_size, image_size))
+    rois.proposal_boxes = Boxes(_boxes(num_rois, image_size))
+    rois.gt_boxes = Boxes(rois.proposal_boxes.tensor + 2)
+    rois.gt_classes = torch.full((num_rois,), 80)
+    rois.gt_classes[: num_rois // 4] = torch.randint(80, (num_rois // 4,))
+    return features, [rois]
+
+
+def _step(
+    model: nn.Module, losses: Callable[..., dict[str, Tensor]], *args: object
+) -> Callable[[], None]:
+    def step() -> None:
+        with EventStorage(1):  # an iteration without logging
+            torch.stack(list(losses(*args).values())).sum().backward()
+        model.zero_grad()
+
+    return step
+
+
+def median_ratio(
+    candidate: Callable[[], object], baseline: Callable[[], object], *, repeats: int
+) -> float:
+    """Median of the time of ``candidate`` over that of ``baseline``, taken in turn.
+
+    Each is run once before, unmeasured.
+    """
+    ratios = []
+    for repeat in range(repeats + 1):
+        seconds = []
+        for run in (candidate, baseline):
+            start = time.process_time()  # other processes do not count
+            run()
+            seconds.append(time.process_time() - start)
+        if repeat:
+            ratios.append(seconds[0] / seconds[1])
+    return median(ratios)
