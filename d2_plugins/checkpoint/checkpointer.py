@@ -13,6 +13,7 @@ from torch import nn
 from ..files import atomic_open
 from .conversion import convert_darknet, convert_names, find_bottom_up
 from .files import read_checkpoint
+from .packaged_weights import rename_by_position
 from .plain import to_plain
 from .report import LoadReport
 from .sources import Source, find_source
@@ -130,6 +131,10 @@ class PluginCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = convert_darknet(checkpoint.pop("darknet"), self.model)
         elif not checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
+            if self._source.packaged_arch is not None:
+                checkpoint["model"] = rename_by_position(
+                    checkpoint["model"], self._source.packaged_arch
+                )
             checkpoint["model"] = convert_names(checkpoint["model"], self.model)
         return super()._load_model(checkpoint)
 

@@ -11,7 +11,8 @@ from urllib.parse import urlparse
 
 import torch
 
-from d2_plugins.modeling.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
+from ..modeling.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
+from .packaged_weights import find_packaged
 
 __all__ = ["Source", "find_source"]
 
@@ -26,10 +27,13 @@ class Source:
     Attributes:
         path: of the file, or a name that detectron2's PathManager resolves.
         pixels: what the images must look like, where that is known.
+        packaged_arch: the timm model whose tensors the file holds under other names, see
+            :mod:`~d2_plugins.checkpoint.packaged_weights`.
     """
 
     path: str
     pixels: PixelStatistics | None = None
+    packaged_arch: str | None = None
 
 
 def find_source(name: str) -> Source:
@@ -37,7 +41,8 @@ def find_source(name: str) -> Source:
 
     Args:
         name: ``timm://cspresnext50.ra_in1k`` (any of ``timm.list_pretrained()``; without a tag,
-            timm's default one), ``torchvision://resnet50`` (its best weights) or
+            timm's default one; an installed package that carries them is asked before the hub),
+            ``torchvision://resnet50`` (its best weights) or
             ``torchvision://ResNet50_Weights.IMAGENET1K_V1``, or anything else, which is passed on.
 
     Raises:
@@ -65,6 +70,9 @@ def _find_timm(name: str) -> Source:
         tags = [other for other in known if other.split(".")[0] == arch]
         raise ValueError(f"timm has no weights '{name}'; it has {', '.join(tags)}") from error
     pixels = PixelStatistics(mean=cfg.mean, std=cfg.std)
+    packaged = find_packaged(arch)
+    if packaged is not None:
+        return Source(packaged, pixels, packaged_arch=arch)
     if cfg.hf_hub_id:
         return Source(_from_hub(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"), pixels)
     return Source(_from_url(cfg.url), pixels)
