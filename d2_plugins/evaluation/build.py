@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -17,16 +17,15 @@ from .proposals import ProposalRecallEvaluator
 
 __all__ = ["VOCEvaluator", "build_evaluator", "check_test_config", "predicts_instances"]
 
-_VOC_METADATA = ("dirname", "year", "split")
-
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """The evaluator for the predictions that ``cfg`` makes on ``dataset_name``.
 
     By the ``evaluator_type`` of the metadata: "coco" (also where there is none) gives
-    :class:`FastCOCOEvaluator`, and VOC's AP beside it (``bbox_voc``) for VOC in COCO form, whose
-    metadata say where the XML files are; "pascal_voc" gives detectron2's evaluator. Box proposals
-    are scored for a ProposalNetwork, and for any model with ``TEST.PROPOSAL_RECALL``.
+    :class:`FastCOCOEvaluator`, and VOC's own AP beside it (``bbox_voc``) for VOC in COCO form
+    (``voc_2007_test_coco``, beside detectron2's ``voc_2007_test``); "pascal_voc" gives
+    detectron2's evaluator. Box proposals are scored for a ProposalNetwork, and for any model with
+    ``TEST.PROPOSAL_RECALL``.
 
     Args:
         cfg: the whole config.
@@ -57,8 +56,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         )
         if instances and kind == "coco":
             evaluators.append(coco)
-            if all(metadata.get(key) is not None for key in _VOC_METADATA):
-                evaluators.append(VOCEvaluator(dataset_name))
+            voc_name = _voc_form(dataset_name)
+            if voc_name:
+                evaluators.append(VOCEvaluator(voc_name))
         if not instances or cfg.TEST.PROPOSAL_RECALL:
             # The pickle feeds detectors that train on given proposals, which a ProposalNetwork
             # is run for.
@@ -82,6 +82,17 @@ def predicts_instances(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork"
 
 
+def _voc_form(dataset_name: str) -> str | None:
+    """The name of VOC's own form of ``dataset_name``, if it has one and its XML files are there."""
+    name = dataset_name.removesuffix("_coco")
+    if name == dataset_name or name not in DatasetCatalog:
+        return None
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "pascal_voc":
+        return None
+    return name if Path(metadata.dirname, "Annotations").is_dir() else None
+
+
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:
     masks = ("segm",) if cfg.MODEL.MASK_ON else ()
     keypoints = ("keypoints",) if cfg.MODEL.KEYPOINT_ON else ()
@@ -91,7 +102,8 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...]:
 class VOCEvaluator(PascalVOCDetectionEvaluator):
     """VOC's own AP for VOC in COCO form, under the key ``bbox_voc``.
 
-    The XML files know an image by its name, COCO's json by a number.
+    Made with the name of VOC's own form. Its XML files know an image by its name, COCO's json by
+    a number.
     """
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:

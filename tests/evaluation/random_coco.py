@@ -111,15 +111,14 @@ def assert_same(results: Any, expected: Any) -> None:
 class Registered:
     """Registers a COCO json under a fresh name for the length of a ``with`` block."""
 
-    def __init__(self, folder: Path, data: dict[str, Any], name: str, **metadata: Any) -> None:
+    def __init__(self, folder: Path, data: dict[str, Any], name: str) -> None:
         self.name = name
-        self.metadata = metadata
         self.json_file = folder / f"{name}.json"
         self.json_file.write_text(json.dumps(data))
         self.image_root = folder
 
     def __enter__(self) -> str:
-        register_coco_instances(self.name, self.metadata, str(self.json_file), str(self.image_root))
+        register_coco_instances(self.name, {}, str(self.json_file), str(self.image_root))
         DatasetCatalog.get(self.name)  # fills the metadata in
         return self.name
 

@@ -142,7 +142,7 @@ XML = """<annotation><object><name>{name}</name><pose>Left</pose><truncated>0</t
 
 
 @pytest.fixture
-def voc(tmp_path: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+def voc(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
     """Three images of one object each, the last a difficult one; VOC counts pixels from 1."""
     objects = []
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -157,7 +157,7 @@ def voc(tmp_path: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     (tmp_path / "ImageSets/Main/val.txt").write_text(names)
     register_pascal_voc("voc_toy", str(tmp_path), "val", 2007, ["cat", "dog"])
     MetadataCatalog.get("voc_toy").evaluator_type = "pascal_voc"
-    yield tmp_path, objects
+    yield objects
     DatasetCatalog.remove("voc_toy")
     MetadataCatalog.remove("voc_toy")
 
@@ -172,12 +172,11 @@ def perfect(obj: dict[str, Any]) -> Instances:
     )
 
 
-def test_voc_in_both_forms(tmp_path: Path, voc: tuple[Path, list[dict[str, Any]]]) -> None:
-    folder, objects = voc
+def test_voc_in_both_forms(tmp_path: Path, voc: list[dict[str, Any]]) -> None:
     cfg = tiny_cfg(tmp_path, "voc_toy")
     native = build_evaluator(cfg, "voc_toy", str(tmp_path / "native"))
     native.reset()
-    for obj in objects[:2]:
+    for obj in voc[:2]:
         native.process([{"image_id": obj["stem"]}], [{"instances": perfect(obj)}])
     # The object that is not found is a difficult one, which VOC does not count.
     expected = {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
@@ -186,21 +185,20 @@ def test_voc_in_both_forms(tmp_path: Path, voc: tuple[Path, list[dict[str, Any]]
     data = {
         "images": [
             {"id": i + 5, "file_name": f"{o['stem']}.jpg", "height": 95, "width": 90}
-            for i, o in enumerate(objects)
+            for i, o in enumerate(voc)
         ],
         "annotations": [
             {"id": i + 1, "image_id": i + 5, "category_id": o["class"], "iscrowd": 0,
              "bbox": [o["box"][0] - 1, o["box"][1] - 1, o["box"][2] - o["box"][0] + 1, 61],
              "area": 61 * (o["box"][2] - o["box"][0] + 1)}
-            for i, o in enumerate(objects)
+            for i, o in enumerate(voc)
         ],
         "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
     }  # fmt: skip
-    metadata = {"dirname": str(folder), "year": 2007, "split": "val"}
-    with Registered(tmp_path, data, "voc_toy_coco", **metadata) as name:
+    with Registered(tmp_path, data, "voc_toy_coco") as name:
         both = build_evaluator(cfg, name, str(tmp_path / "coco"))
         both.reset()
-        for i, obj in enumerate(objects[:2]):
+        for i, obj in enumerate(voc[:2]):
             image = {"image_id": i + 5, "file_name": f"JPEGImages/{obj['stem']}.jpg"}
             both.process([image], [{"instances": perfect(obj)}])
         results = both.evaluate()
