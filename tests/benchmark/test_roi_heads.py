@@ -3,7 +3,7 @@ import math
 import pytest
 
 from d2_plugins.benchmark.roi_heads import double_head, inverted_attention, whole_step
-from tests.engine.test_visualize_attention import make_cfg
+from tests.modeling.roi_heads.builders import make_detector_cfg
 
 
 def test_double_head_counts_what_the_formulas_say() -> None:
@@ -29,6 +29,6 @@ def test_inverted_attention_is_timed_with_and_without() -> None:
 
 
 def test_whole_step() -> None:
-    ratio = whole_step(make_cfg("DoubleHeadROIHeads"), image_size=64, repeats=1)
+    ratio = whole_step(make_detector_cfg("DoubleHeadROIHeads"), image_size=64, repeats=1)
     assert math.isfinite(ratio)
     assert ratio > 0

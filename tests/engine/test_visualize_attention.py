@@ -3,60 +3,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from matplotlib.image import imread
 from PIL import Image
 
-from d2_plugins import get_cfg
 from d2_plugins.engine.visualize_attention import (
     attention_config,
     explain_regions,
     main,
     shade,
 )
-
-SETTINGS = {
-    "MODEL": {
-        "META_ARCHITECTURE": "GeneralizedRCNN",
-        "WEIGHTS": "",
-        "DEVICE": "cpu",
-        # Untrained statistics let activations grow: a small input keeps the scores off 0 and 1.
-        "PIXEL_STD": [3000.0, 3000.0, 3000.0],
-        "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
-        "RESNETS": {
-            "DEPTH": 18,
-            "RES2_OUT_CHANNELS": 64,
-            "OUT_FEATURES": ["res4", "res5"],
-            "NORM": "BN",
-        },
-        "FPN": {"IN_FEATURES": ["res4", "res5"], "OUT_CHANNELS": 8},
-        "ANCHOR_GENERATOR": {"SIZES": [[32], [64]], "ASPECT_RATIOS": [[1.0]]},
-        "RPN": {
-            "IN_FEATURES": ["p4", "p5"],
-            "PRE_NMS_TOPK_TEST": 20,
-            "POST_NMS_TOPK_TEST": 20,
-        },
-        "ROI_HEADS": {"IN_FEATURES": ["p4", "p5"], "NUM_CLASSES": 3, "SCORE_THRESH_TEST": 0.0},
-        "ROI_BOX_HEAD": {
-            "NAME": "FastRCNNConvFCHead",
-            "NUM_FC": 1,
-            "FC_DIM": 16,
-            "POOLER_RESOLUTION": 7,
-            "CLS_AGNOSTIC_BBOX_REG": True,
-        },
-        "DOUBLE_HEAD": {"FC_DIM": 16, "CONV_DIM": 16, "NUM_CONV": 1, "LAMBDA_CONV": 0.8},
-    },
-    "INPUT": {"MIN_SIZE_TEST": 96, "MAX_SIZE_TEST": 128},
-    "DATASETS": {"TEST": []},
-}
-
-
-def make_cfg(roi_heads: str) -> CfgNode:
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode(SETTINGS))
-    cfg.MODEL.ROI_HEADS.NAME = roi_heads
-    return cfg
+from tests.modeling.roi_heads.builders import make_detector_cfg
 
 
 @pytest.mark.parametrize(
@@ -64,7 +21,7 @@ def make_cfg(roi_heads: str) -> CfgNode:
     ["StandardROIHeads", "CascadeROIHeads", "DoubleHeadROIHeads", "CascadeDoubleHeadROIHeads"],
 )
 def test_explained_regions_are_the_detections(name: str) -> None:
-    cfg = make_cfg(name)
+    cfg = make_detector_cfg(name)
     torch.manual_seed(0)
     stock = build_model(cfg).eval()
     model = build_model(attention_config(cfg)).eval()
@@ -104,7 +61,7 @@ def test_shade_veils_hidden_places_only() -> None:
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     """A config, weights and a photograph on disk, and the command line for them."""
-    cfg = make_cfg("DoubleHeadROIHeads")
+    cfg = make_detector_cfg("DoubleHeadROIHeads")
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     (tmp_path / "config.yaml").write_text(cfg.dump())

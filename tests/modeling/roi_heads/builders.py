@@ -38,6 +38,42 @@ OUR_HEADS = (
 )
 
 
+_DETECTOR = {
+    "MODEL": {
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "WEIGHTS": "",
+        "DEVICE": "cpu",
+        # Untrained statistics let activations grow: a small input keeps the scores off 0 and 1.
+        "PIXEL_STD": [3000.0, 3000.0, 3000.0],
+        "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
+        "RESNETS": {
+            "DEPTH": 18,
+            "RES2_OUT_CHANNELS": 64,
+            "OUT_FEATURES": ["res4", "res5"],
+            "NORM": "BN",
+        },
+        "FPN": {"IN_FEATURES": ["res4", "res5"], "OUT_CHANNELS": 8},
+        "ANCHOR_GENERATOR": {"SIZES": [[32], [64]], "ASPECT_RATIOS": [[1.0]]},
+        "RPN": {
+            "IN_FEATURES": ["p4", "p5"],
+            "PRE_NMS_TOPK_TEST": 20,
+            "POST_NMS_TOPK_TEST": 20,
+        },
+        "ROI_HEADS": {"IN_FEATURES": ["p4", "p5"], "NUM_CLASSES": 3, "SCORE_THRESH_TEST": 0.0},
+        "ROI_BOX_HEAD": {
+            "NAME": "FastRCNNConvFCHead",
+            "NUM_FC": 1,
+            "FC_DIM": 16,
+            "POOLER_RESOLUTION": 7,
+            "CLS_AGNOSTIC_BBOX_REG": True,
+        },
+        "DOUBLE_HEAD": {"FC_DIM": 16, "CONV_DIM": 16, "NUM_CONV": 1, "LAMBDA_CONV": 0.8},
+    },
+    "INPUT": {"MIN_SIZE_TEST": 96, "MAX_SIZE_TEST": 128},
+    "DATASETS": {"TEST": []},
+}
+
+
 def make_cfg(name: str, *overrides: object) -> CfgNode:
     cfg = get_cfg()
     cfg.MODEL.ROI_HEADS.NAME = name
@@ -59,6 +95,14 @@ def make_cfg(name: str, *overrides: object) -> CfgNode:
     cfg.MODEL.DOUBLE_HEAD.CONV_DIM = 16
     cfg.MODEL.DOUBLE_HEAD.NUM_CONV = 1
     cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def make_detector_cfg(roi_heads: str) -> CfgNode:
+    """A whole detector, small and untrained."""
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(_DETECTOR))
+    cfg.MODEL.ROI_HEADS.NAME = roi_heads
     return cfg
 
 

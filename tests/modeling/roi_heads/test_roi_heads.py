@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, ROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
@@ -26,6 +27,7 @@ from .builders import (
     detect,
     make_batch,
     make_cfg,
+    make_detector_cfg,
     make_heads,
     train_losses,
     train_step,
@@ -361,6 +363,18 @@ def test_bf16_autocast(name: str) -> None:
     for key, loss in losses.items():
         torch.testing.assert_close(loss.float(), expected[key], rtol=0.05, atol=0.02)
     sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize("name", ["DoubleHeadROIHeads", "CascadeDoubleHeadROIHeads"])
+def test_time_augmentation(name: str) -> None:
+    cfg = make_detector_cfg(name)
+    cfg.TEST.AUG.MIN_SIZES = (64, 96)
+    cfg.TEST.AUG.MAX_SIZE = 128
+    model = GeneralizedRCNNWithTTA(cfg, build_model(cfg).eval())
+    image = torch.randint(255, (3, 96, 128), dtype=torch.uint8)
+    with torch.no_grad():
+        (found,) = model([{"image": image, "height": 96, "width": 128}])
+    assert len(found["instances"]) > 0
 
 
 class CheckpointedHead(FastRCNNConvFCHead):
