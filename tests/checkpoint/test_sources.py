@@ -17,7 +17,8 @@ from .models import clones, detector, randomise, resnet
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of huggingface_hub, in offline mode."""
+    """An empty cache of huggingface_hub, in offline mode, and no package that carries weights."""
+    monkeypatch.setattr("d2_plugins.checkpoint.sources.find_packaged", lambda arch: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path

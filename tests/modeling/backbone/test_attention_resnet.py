@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
@@ -10,9 +11,10 @@ from detectron2.structures import ImageList
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from d2_plugins import get_cfg
+from d2_plugins import get_cfg, model_zoo
 from d2_plugins.layers import CBAM, ECA
 from d2_plugins.modeling.backbone import AttentionPlan, AttentionResNet
+from d2_plugins.modeling.pixel_statistics import IMAGENET_STATISTICS
 
 RGB = ShapeSpec(channels=3)
 RX = {"num_groups": 32, "width_per_group": 4}
@@ -299,3 +301,49 @@ def test_reduction_too_large_for_a_narrow_stage_raises() -> None:
     cfg = _cfg(NAME="cbam", REDUCTION=128)
     with pytest.raises(ValueError, match=r"REDUCTION 128.*allowed is at most 64"):
         build_backbone(cfg)
+
+
+@pytest.mark.parametrize("name", ["eca", "cbam", "se"])
+def test_mixed_precision_and_empty_batches(name: str) -> None:
+    model = _randomise(
+        AttentionResNet(attention=AttentionPlan(name=name), depth=18, norm="FrozenBN")
+    ).eval()
+    batch = nn.functional.pad(torch.randn(2, 3, 64, 64), (0, 0, 0, 32))
+    exact = model(batch)["res3"][:, :, :8]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch)["res3"][:, :, :8]
+        rounded.float().square().mean().backward()
+    assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
+    assert all(p.grad.isfinite().all() for p in model.res2.parameters())
+    empty = model(torch.zeros(0, 3, 64, 64))
+    assert empty["res5"].shape == (0, 512, 2, 2)
+
+
+@torch.no_grad()
+def test_tracing_keeps_the_mask_dynamic() -> None:
+    """A traced model must read the padding of its input, not remember that of the example."""
+    model = _randomise(AttentionResNet(attention=CBAM_PLAN, depth=18)).eval()
+    image = torch.randn(1, 3, 64, 64)
+    traced = torch.jit.trace(model, torch.randn(1, 3, 96, 96), strict=False)
+    padded = nn.functional.pad(image, (0, 32, 0, 32))
+    expected = model(image)["res5"]
+    torch.testing.assert_close(traced(padded)["res5"][:, :, :2, :2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["ECA", "CBAM"])
+@pytest.mark.parametrize(("depth", "count"), [(50, 23_508_032), (101, 42_500_160)])
+def test_configs_fit_their_weights(attention: str, depth: int, count: int) -> None:
+    for kind in ("COCO-Detection/faster", "COCO-InstanceSegmentation/mask"):
+        cfg = model_zoo.get_config(f"{kind}_rcnn_R_{depth}_{attention}_FPN_1x.yaml")
+        weights = torchvision.models.get_weight(cfg.MODEL.WEIGHTS.removeprefix("torchvision://"))
+        assert f"resnet{depth}-" in weights.url
+        pixels = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
+        assert IMAGENET_STATISTICS.mismatch(*pixels) is None
+        assert cfg.MODEL.MASK_ON == kind.endswith("mask")
+        cfg.merge_from_list(["MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM", "BN"])
+        with torch.device("meta"):
+            model = build_backbone(cfg).bottom_up
+        assert {block.conv1.stride for block in model.res3} == {(1, 1)}
+        new = sum(p.numel() for k, p in model.named_parameters() if ".attention." in k)
+        assert sum(p.numel() for p in model.parameters()) == count + new
+        assert new > 0
