@@ -1,8 +1,10 @@
 """What tools/train_net.py runs: one job, from parsed arguments to results."""
 
 import argparse
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from detectron2.evaluation import verify_results
@@ -56,14 +58,25 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        with _usage_errors():
+            trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     model = Trainer.build_model(cfg).eval()  # which makes the checkpointer ask for every weight
     checkpointer = PluginCheckpointer(
         model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
     )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    with _usage_errors():
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Weights that are missing, unreachable or of another model are for the user to mend."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"MODEL.WEIGHTS: {error}") from error
