@@ -3,10 +3,8 @@
 Times on a shared machine mean little alone: everything is a ratio of two things timed in turn.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 
 import torch
 from detectron2.config import CfgNode
@@ -19,6 +17,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from ..config import get_cfg
+from .timing import median_ratio
 
 __all__ = ["double_head", "inverted_attention", "whole_step"]
 
@@ -185,22 +184,3 @@ def _step(
         model.zero_grad()
 
     return step
-
-
-def median_ratio(
-    candidate: Callable[[], object], baseline: Callable[[], object], *, repeats: int
-) -> float:
-    """Median of the time of ``candidate`` over that of ``baseline``, taken in turn.
-
-    Each is run once before, unmeasured.
-    """
-    ratios = []
-    for repeat in range(repeats + 1):
-        seconds = []
-        for run in (candidate, baseline):
-            start = time.process_time()  # other processes do not count
-            run()
-            seconds.append(time.process_time() - start)
-        if repeat:
-            ratios.append(seconds[0] / seconds[1])
-    return median(ratios)

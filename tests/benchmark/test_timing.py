@@ -1,0 +1,23 @@
+from collections.abc import Iterator
+
+import pytest
+
+from d2_plugins.benchmark.timing import median_ratio
+
+
+def test_median_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seconds of (candidate, baseline) in each turn; the first is a warm-up and does not count.
+    turns = [(100, 1), (6, 2), (1, 1), (50, 10)]
+
+    def clock() -> Iterator[float]:
+        for pair in turns:
+            for seconds in pair:
+                yield 0
+                yield seconds
+
+    ticks = clock()
+    calls = []
+    monkeypatch.setattr("time.process_time", lambda: next(ticks))
+    ratio = median_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
+    assert ratio == 3
+    assert calls == ["a", "b"] * 4
