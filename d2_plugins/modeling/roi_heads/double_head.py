@@ -31,6 +31,8 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        # detectron2 makes the pooler, the matchers and, by this name, our box heads; its output
+        # layers, which know one head only, are replaced.
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_BOX_HEAD.NAME = DoubleHeadBoxHead.__name__
