@@ -2,12 +2,13 @@
 
 from .build import VOCEvaluator, build_evaluator, check_test_config, predicts_instances
 from .coco import FastCOCOEvaluator, evaluate_detections
-from .corruptions import Corruption, CorruptionMapper, build_corruptions
+from .corruptions import CORRUPTIONS, Corruption, CorruptionMapper, build_corruptions
 from .proposals import ProposalRecallEvaluator, ProposalRecorder
 from .recall import ProposalRecall
 from .robustness import evaluate_corruptions
 
 __all__ = [
+    "CORRUPTIONS",
     "Corruption",
     "CorruptionMapper",
     "FastCOCOEvaluator",

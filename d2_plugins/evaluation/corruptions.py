@@ -21,6 +21,7 @@ from detectron2.structures import BoxMode
 from torchvision.transforms.v2 import functional as F
 
 __all__ = [
+    "CORRUPTIONS",
     "FILLS",
     "Corruption",
     "CorruptionMapper",
@@ -30,6 +31,7 @@ __all__ = [
     "occlude",
 ]
 
+CORRUPTIONS = ("occlusion", "blur", "noise")
 FILLS = ("grey", "mean", "noise")
 
 _GREY = 127.5
@@ -61,27 +63,34 @@ def occlude(
     Returns:
         A copy with the patches.
     """
-    if share == 0:
-        return image.copy()
     height, width, channels = image.shape
-    mean = image.reshape(-1, channels).mean(axis=0)
+    inside = np.clip(boxes, 0, [width, height, width, height]).round().astype(int)
+    # All patches first: they are at the same places whatever fills them.
+    patches = [_patch(box, generator, share) for box in inside] if share > 0 else []
     out = image.copy()
-    for x0, y0, x1, y1 in np.clip(boxes, 0, [width, height, width, height]).round().astype(int):
-        box_width, box_height = x1 - x0, y1 - y0
-        # Relative sides a and share / a, neither above 1.
-        low = max(share, math.sqrt(share / _MAX_STRETCH))
-        high = min(1.0, math.sqrt(share * _MAX_STRETCH))
-        side = low * (high / low) ** generator.random()
-        w, h = round(box_width * side), round(box_height * share / side)
-        x = x0 + generator.integers(box_width - w + 1)
-        y = y0 + generator.integers(box_height - h + 1)
-        colours = {
-            "grey": np.full(channels, _GREY),
-            "mean": mean,
-            "noise": generator.uniform(0, 255, (h, w, channels)),
-        }
-        out[y : y + h, x : x + w] = _to_dtype(colours[fill], image.dtype)
+    for rows, columns in patches:
+        shape = (rows.stop - rows.start, columns.stop - columns.start, channels)
+        if fill == "noise":
+            colours = generator.uniform(0, 255, shape)
+        else:
+            colour = image.mean(axis=(0, 1)) if fill == "mean" else _GREY
+            colours = np.broadcast_to(colour, shape)
+        out[rows, columns] = _to_dtype(colours, image.dtype)
     return out
+
+
+def _patch(box: np.ndarray, generator: np.random.Generator, share: float) -> tuple[slice, slice]:
+    """Rows and columns of a patch inside ``box`` (XYXY, whole pixels)."""
+    x0, y0, x1, y1 = box.tolist()
+    width, height = x1 - x0, y1 - y0
+    # Sides relative to the box's: a and share / a, neither above 1.
+    low = max(share, math.sqrt(share / _MAX_STRETCH))
+    high = min(1.0, math.sqrt(share * _MAX_STRETCH))
+    side = low * (high / low) ** generator.random()
+    w, h = round(width * side), round(height * share / side)
+    x = x0 + int(generator.integers(width - w + 1))
+    y = y0 + int(generator.integers(height - h + 1))
+    return slice(y, y + h), slice(x, x + w)
 
 
 def blur(
@@ -221,7 +230,7 @@ def build_corruptions(cfg: CfgNode) -> list[Corruption]:
     _check(test.BLUR_SIGMA > 0, "BLUR_SIGMA", test.BLUR_SIGMA, "above 0")
     _check(test.NOISE_STD >= 0, "NOISE_STD", test.NOISE_STD, "at least 0")
     for name in test.CORRUPTIONS:
-        _check(name in functions, "CORRUPTIONS", name, ", ".join(functions))
+        _check(name in CORRUPTIONS, "CORRUPTIONS", name, ", ".join(CORRUPTIONS))
     return [Corruption(name, functions[name], test.CORRUPTION_SEED) for name in test.CORRUPTIONS]
 
 

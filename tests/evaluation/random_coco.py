@@ -111,11 +111,13 @@ def assert_same(results: Any, expected: Any) -> None:
 class Registered:
     """Registers a COCO json under a fresh name for the length of a ``with`` block."""
 
-    def __init__(self, folder: Path, data: dict[str, Any], name: str) -> None:
+    def __init__(
+        self, folder: Path, data: dict[str, Any], name: str, image_root: Path | None = None
+    ) -> None:
         self.name = name
         self.json_file = folder / f"{name}.json"
         self.json_file.write_text(json.dumps(data))
-        self.image_root = folder
+        self.image_root = image_root or folder
 
     def __enter__(self) -> str:
         register_coco_instances(self.name, {}, str(self.json_file), str(self.image_root))

@@ -84,6 +84,12 @@ def test_fills() -> None:
     assert abs(noisy.mean() - 127.5) < 8
     assert abs(noisy.std() - 255 / np.sqrt(12)) < 5
     assert (occlude(image, box, rng(), share=0.0) == image).all()
+    boxes = np.array([[0, 0, 20, 20], [20, 20, 40, 40]])
+    places = [
+        (occlude(image, boxes, rng(), share=0.3, fill=fill) != image).any(axis=-1)
+        for fill in ("grey", "noise")
+    ]
+    assert (places[0] != places[1]).mean() < 0.02, "the same places, whatever fills them"
     assert cover(rng()).dtype == np.uint8
     assert (image == rng().integers(0, 256, (40, 40, 3), dtype=np.uint8)).all(), "in place"
 

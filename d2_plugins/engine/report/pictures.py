@@ -23,6 +23,7 @@ SCORE_THRESHOLD = 0.5
 
 # Width and height that a drawn image fits into, in pixels.
 _PANEL = (480, 400)
+_FONT_SIZE = 14
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,16 @@ def draw(example: Example, predictions: Predictions) -> tuple[Image.Image, Image
     return gt, detected
 
 
+class _Canvas(Visualizer):
+    """A Visualizer that fills a panel, with text of the same size on small and large images."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        height, width = pixels.shape[:2]
+        scale = min(_PANEL[0] / width, _PANEL[1] / height)
+        super().__init__(pixels, scale=scale)
+        self._default_font_size = _FONT_SIZE / scale
+
+
 def _overlay(
     pixels: np.ndarray,
     boxes: list[list[float]],
@@ -165,8 +176,7 @@ def _overlay(
     labels: list[str],
     masks: list[Any],
 ) -> Image.Image:
-    height, width = pixels.shape[:2]
-    canvas = Visualizer(pixels, scale=min(_PANEL[0] / width, _PANEL[1] / height))
+    canvas = _Canvas(pixels)
     if boxes:
         canvas.overlay_instances(
             boxes=np.array(boxes),

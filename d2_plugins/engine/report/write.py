@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from ... import __version__
 from ...config import get_cfg
+from ...evaluation import CORRUPTIONS
 from ...files import atomic_open
 from . import html
 from .curves import ap_curve, loss_curve, pr_curve
@@ -83,8 +84,12 @@ def _summary(run: Run) -> str:
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if run.metrics:
-        done = str(run.metrics[-1]["iteration"] + 1)
-        yield "iterations", done if run.cfg is None else f"{done} of {run.cfg.SOLVER.MAX_ITER}"
+        done = run.metrics[-1]["iteration"] + 1
+        if run.cfg is None:
+            yield "iterations", str(done)
+        else:  # the evaluation after the last iteration is written as one more
+            last = run.cfg.SOLVER.MAX_ITER
+            yield "iterations", f"{min(done, last)} of {last}"
     _, times = run.series("time")
     if times:
         yield "seconds per iteration (median)", f"{statistics.median(times):.3g}"
@@ -120,10 +125,8 @@ def _curves(run: Run) -> str:
 def _results(run: Run) -> Iterator[str]:
     for name, tasks in run.results.items():
         where = f" on {name}" if name else ""
-        detection = {t: m for t, m in tasks.items() if not t.startswith("box_proposals")}
-        recall = {t: m for t, m in tasks.items() if t.startswith("box_proposals_")}
-        if "box_proposals" in tasks:
-            recall["box_proposals"] = tasks["box_proposals"]  # in order: after the stages
+        recall = {t: m for t, m in tasks.items() if t.startswith("box_proposals")}
+        detection = {t: m for t, m in tasks.items() if t not in recall}
         if detection:
             tables = [_metric_table("task", detection, _AP_COLUMNS), *_per_class(detection)]
             yield html.section(f"Average precision{where}", *tables)
@@ -137,20 +140,25 @@ def _results(run: Run) -> Iterator[str]:
 
 def _metric_table(corner: str, tasks: Results, columns: tuple[str, ...]) -> str:
     used = [c for c in columns if any(c in metrics for metrics in tasks.values())]
-    rows = [
-        [_task_name(task), *(html.number(metrics.get(c)) for c in used)]
-        for task, metrics in tasks.items()
-    ]
+    rows = []
+    for task in sorted(tasks, key=_split):
+        _, name, corruption = _split(task)
+        label = f"{name}, {corruption}" if corruption else name
+        rows.append([label, *(html.number(tasks[task].get(column)) for column in used)])
     return html.table([corner, *used], rows)
 
 
-def _task_name(task: str) -> str:
-    """What a task is called: "boxes, occlusion" for bbox_occlusion."""
-    base = next(known for known in _TASK_NAMES if task.startswith(known))
-    variant = task.removeprefix(base).removeprefix("_")
-    if base == "box_proposals":
-        return variant or _TASK_NAMES[base]
-    return f"{_TASK_NAMES[base]}, {variant}" if variant else _TASK_NAMES[base]
+def _split(task: str) -> tuple[int, str, str]:
+    """A task's rank, what it evaluates and on which corruption ("" for none).
+
+    The rank puts stages before the final proposals, and corrupted images after the others.
+    """
+    base, _, corruption = task.rpartition("_")
+    if corruption not in CORRUPTIONS:
+        base, corruption = task, ""
+    stage = base.removeprefix("box_proposals_")
+    rank = 2 * (CORRUPTIONS.index(corruption) + 1) if corruption else 0
+    return rank + (stage == "box_proposals"), _TASK_NAMES.get(stage, stage), corruption
 
 
 def _per_class(tasks: Results) -> Iterator[str]:
