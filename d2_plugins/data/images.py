@@ -1,8 +1,8 @@
 """Reading images as detectron2 does, and those that it reads wrongly or not at all.
 
-detectron2 turns an image upright by its EXIF tag and converts it to three channels. Two kinds need
-more: 16-bit images, whose values Pillow would cut off at 255, and images turned by EXIF whose
-annotations were made without the turn.
+detectron2 turns an image upright by its EXIF tag and converts it to three channels. Three kinds
+need more: 16-bit images, whose values Pillow would cut off at 255; turned TIFFs, which Pillow and
+detectron2 would both turn; and turned images whose annotations were made without the turn.
 """
 
 import io
@@ -26,24 +26,21 @@ class ImageHeader:
     """What an image file says of itself.
 
     Attributes:
-        size: width and height as stored.
+        size: width and height as Pillow decodes it.
         mode: Pillow's, e.g. "RGB", "L", "P", "RGBA", "I;16".
-        orientation: of EXIF, 1 to 8; 1 is upright.
+        orientation: the turn that EXIF asks for after decoding, 1 to 8; 1 is none.
+        is_plain: detectron2 reads it right.
     """
 
     size: tuple[int, int]
     mode: str
     orientation: int
+    is_plain: bool
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height after the turn that EXIF asks for."""
+        """Width and height after the turn."""
         return self.size[::-1] if self.orientation >= 5 else self.size
-
-    @property
-    def is_deep(self) -> bool:
-        """Has more than 8 bits in its only channel."""
-        return self.mode.startswith(("I", "F"))
 
 
 def read_header(file_name: str, *, decode: bool = False) -> ImageHeader:
@@ -58,16 +55,30 @@ def read_header(file_name: str, *, decode: bool = False) -> ImageHeader:
         Exception: the file is no image or is damaged; Pillow's decoders raise what they please.
     """
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-        # A PNG may have its EXIF after the pixels; asking for it would decode them.
-        has_exif = image.format != "PNG" or "exif" in image.info
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if has_exif else 1
+        orientation = _orientation(image)
+        is_plain = not _is_deep(image)
+        if image.format == "TIFF" and orientation != 1:
+            # Pillow turns a TIFF while decoding it, and detectron2 would turn it once more.
+            image.load()
+            orientation, is_plain = _orientation(image), False
         if decode:
             image.load()
         return ImageHeader(
-            size=image.size,
-            mode=image.mode,
-            orientation=orientation if orientation in range(1, 9) else 1,
+            size=image.size, mode=image.mode, orientation=orientation, is_plain=is_plain
         )
+
+
+def _orientation(image: Image.Image) -> int:
+    # A PNG may have its EXIF after the pixels; asking for it would decode them.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its one channel has more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
 
 
 def readable_name(file_name: str, size: tuple[int, int] | None = None) -> str:
@@ -88,7 +99,7 @@ def readable_name(file_name: str, size: tuple[int, int] | None = None) -> str:
     header = read_header(file_name)
     if size == header.size != header.upright_size:
         return _STORED + file_name
-    return _UPRIGHT + file_name if header.is_deep else file_name
+    return file_name if header.is_plain else _UPRIGHT + file_name
 
 
 class _PlainImages(PathHandler):
@@ -104,9 +115,8 @@ class _PlainImages(PathHandler):
         upright = path.startswith(_UPRIGHT)
         name = path.removeprefix(_UPRIGHT).removeprefix(_STORED)
         with PathManager.open(name, "rb") as file, Image.open(file) as image:
-            plain = _to_8_bit(image).convert("RGB")
-            if upright:
-                plain = ImageOps.exif_transpose(plain)
+            image.load()
+            plain = _to_8_bit(ImageOps.exif_transpose(image) if upright else image).convert("RGB")
         served = io.BytesIO()
         plain.save(served, "BMP")
         served.seek(0)
@@ -115,7 +125,7 @@ class _PlainImages(PathHandler):
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """The high byte of a 16-bit image, as OpenCV reads it; other images unchanged."""
-    if not image.mode.startswith(("I", "F")):
+    if not _is_deep(image):
         return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
@@ -123,9 +133,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
             f"pixels of Pillow's mode '{image.mode}' have no known range: save the image with "
             "8 or 16 bits"
         )
-    high_byte = Image.fromarray((values >> 8).astype(np.uint8))
-    high_byte.info.update(image.info)  # EXIF, if any
-    return high_byte
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 PathManager.register_handler(_PlainImages(), allow_override=True)

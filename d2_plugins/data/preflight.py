@@ -1,22 +1,15 @@
 """A look at a data set before hours are spent on it."""
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .annotation_checks import Json, check_annotations, check_unique, image_name, is_number
 from .images import ImageHeader, read_header
 from .report import Report
 
 __all__ = ["check_dataset"]
-
-Json = dict[str, Any]
-
-# From this share of boxes that are plausible only as corners on, say so.
-_SUSPICIOUS_SHARE = 0.2
 
 
 def check_dataset(json_file: str | Path, image_root: str | Path, *, decode: bool = False) -> Report:
@@ -40,7 +33,7 @@ def check_dataset(json_file: str | Path, image_root: str | Path, *, decode: bool
     names = _check_categories(report, categories)
     report.class_counts.update(dict.fromkeys(names.values(), 0))
     by_id = _check_image_entries(report, images)
-    _check_annotations(report, annotations, by_id, names)
+    check_annotations(report, annotations, by_id, names)
     _check_files(report, images, Path(image_root), decode)
     return report
 
@@ -74,15 +67,9 @@ def _check_categories(report: Report, categories: list[Json]) -> dict[int, str]:
             names[category["id"]] = str(category["name"])
         else:
             report.add("error", "category without a number as id, or without name", str(category))
-    _check_unique(report, "error", "duplicate category id", (c.get("id") for c in categories))
-    _check_unique(report, "warning", "duplicate class name", (c.get("name") for c in categories))
+    check_unique(report, "error", "duplicate category id", (c.get("id") for c in categories))
+    check_unique(report, "warning", "duplicate class name", (c.get("name") for c in categories))
     return names
-
-
-def _check_unique(report: Report, severity: Any, kind: str, values: Iterable[Any]) -> None:
-    for value, count in Counter(map(repr, values)).items():
-        if count > 1:
-            report.add(severity, kind, f"{value} ({count} times)")
 
 
 def _check_image_entries(report: Report, images: list[Json]) -> dict[Any, Json]:
@@ -94,92 +81,13 @@ def _check_image_entries(report: Report, images: list[Json]) -> dict[Any, Json]:
             lacking.append("id that is a number or a text")
         if lacking:
             report.add("error", "image entry without a key", f"{image}: no {', '.join(lacking)}")
-        elif not all(_is_number(image[key]) and image[key] > 0 for key in ("width", "height")):
-            report.add("error", "image size that is no positive number", _name(image))
+        elif not all(is_number(image[key]) and image[key] > 0 for key in ("width", "height")):
+            report.add("error", "image size that is no positive number", image_name(image))
         else:
             by_id[image["id"]] = image
-    _check_unique(report, "error", "duplicate image id", (i.get("id") for i in images))
-    _check_unique(report, "warning", "file listed twice", (i.get("file_name") for i in images))
+    check_unique(report, "error", "duplicate image id", (i.get("id") for i in images))
+    check_unique(report, "warning", "file listed twice", (i.get("file_name") for i in images))
     return by_id
-
-
-def _check_annotations(
-    report: Report, annotations: list[Json], images: dict[Any, Json], names: dict[int, str]
-) -> None:
-    _check_unique(report, "error", "duplicate annotation id", (a.get("id") for a in annotations))
-    annotated, boxes, corners = set(), 0, 0
-    for annotation in annotations:
-        image = _get(images, annotation.get("image_id"))
-        if image is None:
-            place = f"annotation {annotation.get('id')}: image {annotation.get('image_id')}"
-            report.add("warning", "annotation of an image that is not listed", place)
-            continue
-        annotated.add(image["id"])
-        report.num_crowds += bool(annotation.get("iscrowd", 0))
-        place = f"{_name(image)}, annotation {annotation.get('id')}"
-        _check_class(report, annotation, place, names)
-        _check_mask(report, annotation, place, image)
-        if _check_box(report, annotation, place, image):
-            boxes += 1
-            corners += _looks_like_corners(annotation["bbox"], image)
-    report.num_empty = len(images) - len(annotated)
-    if boxes and corners >= _SUSPICIOUS_SHARE * boxes:
-        report.add(
-            "warning",
-            "boxes look like x1, y1, x2, y2, but COCO's are x, y, width, height",
-            f"{corners} of {boxes} boxes reach over the border and would fit as corners",
-        )
-
-
-def _check_class(report: Report, annotation: Json, place: str, names: dict[int, str]) -> None:
-    category = annotation.get("category_id")
-    name = _get(names, category)
-    if name is None:
-        report.add("error", "category id not in the list", f"{place}: category {category}")
-    else:
-        report.class_counts[name] += 1
-    if annotation.get("ignore", 0):
-        report.add("error", "'ignore' is set, which detectron2 refuses: use 'iscrowd'", place)
-
-
-def _check_mask(report: Report, annotation: Json, place: str, image: Json) -> None:
-    mask = annotation.get("segmentation")
-    size = [image["height"], image["width"]]
-    if isinstance(mask, dict) and list(mask.get("size", ())) != size:
-        report.add("error", "mask of another size than the image", f"{place}: {mask.get('size')}")
-    if isinstance(mask, list) and mask:
-        valid = [p for p in mask if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
-        if not valid:
-            report.add("warning", "no valid polygon: detectron2 drops the object", place)
-
-
-def _check_box(report: Report, annotation: Json, place: str, image: Json) -> bool:
-    """Whether the box is four finite numbers with a positive area."""
-    box = annotation.get("bbox")
-    place = f"{place}: {box}"
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        report.add("error", "box that is not four finite numbers", place)
-        return False
-    x, y, width, height = box
-    if width < 0 or height < 0:
-        report.add("error", "box with negative width or height", place)
-        return False
-    if width == 0 or height == 0:
-        report.add("warning", "box without area: dropped in training", place)
-        return False
-    right, bottom = x + width, y + height
-    if right <= 0 or bottom <= 0 or x >= image["width"] or y >= image["height"]:
-        report.add("warning", "box outside the image: dropped in training", place)
-    elif min(x, y) < -1 or right > image["width"] + 1 or bottom > image["height"] + 1:
-        report.add("warning", "box over the border of the image: clipped in training", place)
-    return True
-
-
-def _looks_like_corners(box: list[float], image: Json) -> bool:
-    """Too big as x, y, width, height, but fitting the image as x1, y1, x2, y2."""
-    x, y, width, height = box
-    is_over = x + width > image["width"] + 1 or y + height > image["height"] + 1
-    return is_over and x < width <= image["width"] + 1 and y < height <= image["height"] + 1
 
 
 def _check_files(report: Report, images: list[Json], root: Path, decode: bool) -> None:
@@ -207,7 +115,7 @@ def _suggest_folder(report: Report, file_name: str, root: Path) -> None:
 
 
 def _check_file(report: Report, image: Json, root: Path, header: ImageHeader | Exception) -> None:
-    place = _name(image)
+    place = image_name(image)
     if isinstance(header, FileNotFoundError):
         report.add("error", f"image file missing in {root}", place)
     elif isinstance(header, Exception):
@@ -228,13 +136,13 @@ def _check_size(report: Report, image: Json, header: ImageHeader) -> None:
         report.add(
             "warning",
             "size before the turn that EXIF asks for: the image is read without it",
-            _name(image),
+            image_name(image),
         )
         return
     report.add(
         "error",
         "image of another size than listed",
-        f"{_name(image)}: listed {listed[0]} x {listed[1]}, file has "
+        f"{image_name(image)}: listed {listed[0]} x {listed[1]}, file has "
         f"{header.upright_size[0]} x {header.upright_size[1]}",
     )
 
@@ -249,16 +157,3 @@ def _peculiarities(header: ImageHeader) -> list[str]:
         "image turned by EXIF": header.orientation != 1,
     }
     return [kind for kind, applies in noted.items() if applies]
-
-
-def _get(entries: dict[Any, Any], key: Any) -> Any:
-    """The entry of an id from a file, where it may be anything."""
-    return entries.get(key) if isinstance(key, int | str) else None
-
-
-def _name(image: Json) -> str:
-    return f"{image.get('file_name')} (image id {image.get('id')})"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,8 +5,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from ..coco_dataset import CocoDataset
 from ..errors import DatasetError
 from ..registration import datasets
+from ..staging import staging
 from .download import check_md5, download
 from .recipes import RECIPES, Archive
 from .unpack import unpack
@@ -79,37 +79,36 @@ def prepare(
     home = root / recipe.home
     home.mkdir(parents=True, exist_ok=True)
     for archive in recipe.archives:
-        for split in [split for split in archive.markers if split in wanted]:
-            if (home / archive.markers[split]).exists():
-                logger.info("%s is there already", home / archive.markers[split])
+        for split, marker in archive.markers.items():
+            if split not in wanted:
+                continue
+            if (home / marker).exists():
+                logger.info("%s is there already", home / marker)
             elif source is None:
-                _download_and_unpack(archive, split, home, root / "downloads", keep_archives)
+                _download_and_unpack(archive, marker, home, root / "downloads", keep_archives)
             else:
-                _take(archive, split, home, source, link)
-    lacking = {
-        split: [marker for marker in recipe.markers(split) if not (home / marker).exists()]
-        for split in wanted
-    }
-    there = [split for split in wanted if not lacking[split]]
+                _take(archive, marker, home, source, link)
+    there = [s for s in wanted if all((home / marker).exists() for marker in recipe.markers(s))]
     if not there or (splits and len(there) < len(splits)):
-        not_found = sorted({marker for markers in lacking.values() for marker in markers})
+        lacking = sorted({m for s in wanted for m in recipe.markers(s) if not (home / m).exists()})
         archives = ", ".join(archive.file_name for archive in recipe.archives)
         raise DatasetError(
             f"{source} holds neither an archive of {name} ({archives}) nor a folder with "
-            f"{' or '.join(not_found)}"
+            f"{' or '.join(lacking)}"
         )
     return verify(name, root, there)
 
 
 def _download_and_unpack(
-    archive: Archive, split: str, home: Path, downloads: Path, keep: bool
+    archive: Archive, marker: str, home: Path, downloads: Path, keep: bool
 ) -> None:
     file = downloads / archive.file_name
     download(archive.url, file, md5=archive.md5)
     try:
-        _unpack_into(file, archive.markers[split], home)
+        _unpack_into(file, marker, home)
     except DatasetError:
-        file.unlink()  # damaged, and without a known checksum to say so earlier
+        if archive.md5 is None:
+            file.unlink()  # it may be something else, and would be taken for it again
         raise
     if not keep:
         file.unlink()
@@ -117,9 +116,8 @@ def _download_and_unpack(
             downloads.rmdir()
 
 
-def _take(archive: Archive, split: str, home: Path, source: Path, link: bool) -> None:
-    """Bring one archive's part of a split from ``source``, if it is there."""
-    marker = archive.markers[split]
+def _take(archive: Archive, marker: str, home: Path, source: Path, link: bool) -> None:
+    """Bring the archive's folder that holds ``marker`` from ``source``, if it is there."""
     file = source / archive.file_name
     base = _find_base(source, marker)
     if base is not None:
@@ -138,39 +136,37 @@ def _find_base(folder: Path, marker: str) -> Path | None:
 
 
 def _unpack_into(archive: Path, marker: str, home: Path) -> None:
-    with _staging(home) as aside:
+    with staging(home) as aside:
         unpack(archive, aside)
         base = _find_base(aside, marker)
         if base is None:
             raise DatasetError(f"{archive} does not hold {marker}")
-        folder = PurePosixPath(marker).parts[0]
-        _merge(base / folder, home / folder, PurePosixPath(marker).parts[1:])
+        _install(base, home, marker)
 
 
 def _place(base: Path, marker: str, home: Path, link: bool) -> None:
     """Link or copy the folder of ``base`` that holds ``marker``."""
-    folder, *rest = PurePosixPath(marker).parts
-    target = home / folder
+    folder = PurePosixPath(marker).parts[0]
     if link:
+        target = home / folder
         if target.exists() or target.is_symlink():
             raise DatasetError(f"{target} is in the way of a link to {base / folder}: remove it")
         os.symlink((base / folder).resolve(), target, target_is_directory=True)
         return
-    with _staging(home) as aside:
+    with staging(home) as aside:
         _copy(base / folder, aside / folder)
-        _merge(aside / folder, target, tuple(rest))
+        _install(aside, home, marker)
 
 
-@contextlib.contextmanager
-def _staging(home: Path) -> Iterator[Path]:
-    """An empty folder beside the target, on its disk, that is removed at the end."""
-    aside = Path(tempfile.mkdtemp(dir=home, prefix=".d2_plugins.", suffix=".part"))
-    try:
-        whole = aside / "data"  # mkdtemp's own folder is private to the user
-        whole.mkdir()
-        yield whole
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+def _install(base: Path, home: Path, marker: str) -> None:
+    """Move the folder of ``base`` that holds ``marker`` to ``home``."""
+    folder, *rest = PurePosixPath(marker).parts
+    target = home / folder
+    if target.is_symlink():
+        raise DatasetError(
+            f"{target} is a link, and {marker} is missing behind it: remove the link"
+        )
+    _merge(base / folder, target, tuple(rest))
 
 
 def _copy(source: Path, target: Path) -> None:

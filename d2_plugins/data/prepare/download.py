@@ -54,7 +54,7 @@ def download(
         path: the file; if it exists, only its checksum is verified.
         md5: hexadecimal, if known.
         attempts: connections in a row that bring nothing before this gives up.
-        wait: seconds before the second attempt; doubles with each.
+        wait: seconds before the next attempt; doubled after each that brought nothing.
         timeout: seconds without any data after which a connection counts as broken.
 
     Raises:
@@ -75,14 +75,14 @@ def download(
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410):
                 raise DatasetError(f"{url}: {error}") from error
-            failures = 1 if _size(part) > before else failures + 1
+            failures = 0 if _size(part) > before else failures + 1
             if failures >= attempts:
                 raise DatasetError(
                     f"{url}: {error} ({failures} attempts brought nothing; what has arrived is "
                     f"kept in {part}, and the same command goes on from there)"
                 ) from error
             logger.warning("%s: %s; going on at byte %d", url, error, _size(part))
-            time.sleep(wait * 2 ** (failures - 1))
+            time.sleep(wait * 2**failures)
     try:
         check_md5(part, md5)
     except DatasetError:

@@ -1,0 +1,84 @@
+"""A small HTTP server on this machine that misbehaves as told."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Files:
+    """What is served, and how.
+
+    Attributes:
+        content: path to bytes.
+        break_after: for each coming request, the bytes after which the connection is closed.
+        ranges: heed Range (and If-Range).
+        wrong_range: answer with a range that begins elsewhere.
+        with_length: send Content-Length.
+        status: for each coming request, an error to answer with.
+        etag: of all files.
+        requests: (path, Range header, bytes sent), in order.
+    """
+
+    content: dict[str, bytes]
+    break_after: list[int] = field(default_factory=list)
+    ranges: bool = True
+    wrong_range: bool = False
+    with_length: bool = True
+    status: list[int] = field(default_factory=list)
+    etag: str = '"first"'
+    requests: list[tuple[str, str | None, int]] = field(default_factory=list)
+
+
+@contextmanager
+def serve(files: Files) -> Iterator[str]:
+    """Serve until the end of the block; gives the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            if files.status or self.path not in files.content:
+                self.send_error(files.status.pop(0) if files.status else 404)
+                files.requests.append((self.path, asked, 0))
+                return
+            body, start = files.content[self.path], 0
+            same = self.headers.get("If-Range") in (None, files.etag)
+            if asked and files.ranges and same:
+                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(body):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(body)}")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    files.requests.append((self.path, asked, 0))
+                    return
+                self.send_response(206)
+                begins = start + files.wrong_range
+                self.send_header("Content-Range", f"bytes {begins}-{len(body) - 1}/{len(body)}")
+            else:
+                self.send_response(200)
+            self.send_header("ETag", files.etag)
+            if files.with_length:
+                self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            rest = body[start:]
+            if files.break_after:
+                rest = rest[: files.break_after.pop(0)]
+            self.wfile.write(rest)
+            files.requests.append((self.path, asked, len(rest)))
+            self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
