@@ -205,11 +205,12 @@ def test_empty_folder(tmp_path: Path) -> None:
 def test_stopped_early(run_folder: Path, dataset: Path) -> None:
     inference = run_folder / "inference" / NAME / "coco_instances_results.json"
     lines = (run_folder / "metrics.json").read_text().splitlines()
-    (run_folder / "metrics.json").write_text(lines[0])
+    diverged = '{"iteration": 39, "total_loss": NaN, "loss_cls": Infinity}'
+    (run_folder / "metrics.json").write_text(f"{lines[0]}\n{diverged}")
     foreign = [{"image_id": 999, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}]
     inference.write_text(json.dumps(foreign))
     page = report(run_folder)
-    assert "20 of 500" in page.cells
+    assert "40 of 500" in page.cells
     assert "metrics.json has no evaluation" in page.text
     assert "holds predictions for other images or classes" in page.text
 

@@ -1,6 +1,7 @@
 """Figures of a run: losses, AP over the iterations, precision against recall."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,9 @@ def loss_curve(run: Run) -> bytes:
     axes.plot(iterations, values, color="#222222", linewidth=2, label="total")
     for key, colour, style in zip(keys, _cycle(len(keys)), _styles(len(keys)), strict=True):
         axes.plot(*run.series(key), color=colour, linestyle=style, label=key.removeprefix("loss_"))
-    # A diverging start would flatten the rest.
-    axes.set_ylim(0, 1.1 * float(np.nanquantile(values, 0.98)) or 1)
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:  # a diverging start would flatten the rest
+        axes.set_ylim(0, 1.1 * float(np.quantile(finite, 0.98)) or 1)
     return _png(figure, axes)
 
 
