@@ -19,15 +19,16 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-# Number of tips and inner radius of a star with outer radius 1; None is the circle. A regular
-# polygon is the star whose inner radius is its apothem.
-Outline = tuple[int, float] | None
+# Number of tips, inner radius and direction of the first tip (radians, right to down) of a star
+# with outer radius 1 that stands upright; None is the circle. A regular polygon is the star whose
+# inner radius is its apothem.
+Outline = tuple[int, float, float] | None
 
 SHAPES: dict[str, Outline] = {
     "circle": None,
-    "square": (4, math.cos(math.pi / 4)),
-    "triangle": (3, math.cos(math.pi / 3)),
-    "star": (5, 0.45),
+    "square": (4, math.cos(math.pi / 4), math.pi / 4),
+    "triangle": (3, math.cos(math.pi / 3), -math.pi / 2),
+    "star": (5, 0.45, -math.pi / 2),
 }
 
 
@@ -35,7 +36,7 @@ def unit_area(outline: Outline) -> float:
     """Area of the shape of circumradius 1."""
     if outline is None:
         return math.pi
-    tips, inner = outline
+    tips, inner, _ = outline
     return tips * inner * math.sin(math.pi / tips)
 
 
@@ -55,10 +56,10 @@ def signed_distance(outline: Outline, u: Array, v: Array) -> Array:
     radius = np.hypot(u, v)
     if outline is None:
         return radius - 1.0
-    tips, inner = outline
+    tips, inner, direction = outline
     half = math.pi / tips
     # Fold the plane into the half sector between a tip, on the axis, and the notch beside it.
-    angle = np.abs(np.mod(np.arctan2(v, u) + half, 2 * half) - half)
+    angle = np.abs(np.mod(np.arctan2(v, u) - direction + half, 2 * half) - half)
     notch_x, notch_y = inner * math.cos(half), inner * math.sin(half)
     length = math.hypot(1.0 - notch_x, notch_y)
     normal_x, normal_y = notch_y / length, (1.0 - notch_x) / length

@@ -9,8 +9,6 @@ import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from PIL import Image
 
 from .coco_dataset import CocoDataset, coco_content
 from .raster import SHAPES, Array, signed_distance, stripes, value_noise
+from .staging import staging
 
 __all__ = ["ShapesRecipe", "ensure_shapes", "render_image", "shapes_datasets"]
 
@@ -45,20 +44,26 @@ class ShapesRecipe:
         max_objects: most shapes of an image; the least is 1.
         overlap: share of shapes that are put beside an earlier one so that they overlap.
         min_visibility: least visible share of any shape.
+        max_turn: shapes stand upright, turned by up to this many degrees either way.
+        texture: strength of all textures; 0 leaves plain colours.
         seed: of everything.
     """
 
     num_images: tuple[tuple[str, int], ...] = (("train", 800), ("val", 200))
-    size: int = 160
-    diameter: tuple[float, float] = (28.0, 112.0)
-    max_objects: int = 5
-    overlap: float = 0.5
-    min_visibility: float = 0.4
+    size: int = 128
+    diameter: tuple[float, float] = (24.0, 96.0)
+    max_objects: int = 4
+    overlap: float = 0.4
+    min_visibility: float = 0.5
+    max_turn: float = 20.0
+    texture: float = 0.6
     seed: int = 20260101
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
+    """Placed on the image: lengths in pixels, the angle in radians, aspect width / height."""
+
     category: int
     x: float
     y: float
@@ -97,10 +102,7 @@ def ensure_shapes(folder: Path, recipe: ShapesRecipe | None = None) -> None:
         return
     recipe = recipe or ShapesRecipe()
     logger.info("Rendering the shapes data set into %s (once, some seconds)", folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-    try:
-        whole = aside / "data"  # mkdtemp's own folder is private to the user
+    with staging(folder.parent) as whole:
         for index, (split, count) in enumerate(recipe.num_images):
             _write_split(whole, split, index, count, recipe)
         try:
@@ -108,12 +110,10 @@ def ensure_shapes(folder: Path, recipe: ShapesRecipe | None = None) -> None:
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_split(folder: Path, split: str, index: int, count: int, recipe: ShapesRecipe) -> None:
-    (folder / split).mkdir(parents=True)
+    (folder / split).mkdir()
     images, annotations = [], []
     for image_id in range(1, count + 1):
         rng = np.random.default_rng((recipe.seed, index, image_id))
@@ -139,7 +139,7 @@ def render_image(
     Returns:
         The image (H, W, 3), and its objects: COCO annotations without ids.
     """
-    canvas = _ground(rng, recipe.size)
+    canvas = _ground(rng, recipe)
     labels = np.full((recipe.size, recipe.size), -1, dtype=np.int64)
     shapes: list[_Shape] = []
     areas: list[int] = []
@@ -149,7 +149,7 @@ def render_image(
             drawn = np.where(distance < 0, len(shapes), labels)
             visible = np.bincount(drawn[drawn >= 0], minlength=len(shapes) + 1)
             if np.all(visible >= recipe.min_visibility * np.array([*areas, area])):
-                _paint(rng, canvas, candidate, distance)
+                _paint(rng, canvas, distance, recipe.texture)
                 labels = drawn
                 shapes.append(candidate)
                 areas.append(area)
@@ -160,33 +160,29 @@ def render_image(
     return pixels, objects
 
 
-def _ground(rng: np.random.Generator, size: int) -> Array:
-    """Two colours mixed by coarse and fine noise, on every other image under stripes."""
-    coarse = value_noise(rng, (size, size), int(rng.integers(2, 7)))
-    fine = value_noise(rng, (size, size), int(rng.integers(12, 40)))
-    ground = 0.15 + 0.7 * ((1 - rng.random() * 0.5) * coarse + rng.random() * 0.3 * (fine - 0.5))
+def _ground(rng: np.random.Generator, recipe: ShapesRecipe) -> Array:
+    """Coarse and fine noise around a colour, on every other image under stripes."""
+    size = recipe.size
+    coarse = value_noise(rng, (size, size), int(rng.integers(2, 7))) - 0.5
+    fine = value_noise(rng, (size, size), int(rng.integers(12, 40))) - 0.5
+    texture = 0.7 * rng.random() * coarse + 0.3 * rng.random() * fine
     if rng.random() < 0.5:
-        ground += _random_stripes(rng, *_pixel_grid(size), 0.12)[..., None]
-    return ground
+        texture += _random_stripes(rng, size, 0.12)
+    return 0.2 + 0.6 * rng.random(3) + recipe.texture * texture
 
 
-def _random_stripes(rng: np.random.Generator, u: Array, v: Array, strength: float) -> Array:
-    return (
-        strength
-        * rng.random()
-        * stripes(
-            u,
-            v,
-            angle=rng.random() * math.pi,
-            period=4.0 + 20.0 * rng.random(),
-            phase=rng.random() * 2 * math.pi,
-        )
-    )
-
-
-def _pixel_grid(size: int) -> tuple[Array, Array]:
+def _random_stripes(rng: np.random.Generator, size: int, strength: float) -> Array:
+    """(H, W, 1), up to ``strength`` from 0."""
     centres = np.arange(size) + 0.5
-    return centres[None, :], centres[:, None]
+    amplitude = strength * rng.random()
+    wave = stripes(
+        centres[None, :],
+        centres[:, None],
+        angle=rng.random() * math.pi,
+        period=4.0 + 20.0 * rng.random(),
+        phase=rng.random() * 2 * math.pi,
+    )
+    return amplitude * wave[..., None]
 
 
 def _candidates(
@@ -195,7 +191,8 @@ def _candidates(
     """Twenty tries to place one shape: class and size stay, the place changes."""
     low, high = recipe.diameter
     radius = 0.5 * low * (high / low) ** rng.random()
-    category, angle = int(rng.integers(len(CLASS_NAMES))), rng.random() * 2 * math.pi
+    category = int(rng.integers(len(CLASS_NAMES)))
+    angle = math.radians(recipe.max_turn) * (2 * rng.random() - 1)
     aspect = 1.3 ** (2 * rng.random() - 1)
     overlaps = bool(others) and rng.random() < recipe.overlap
     for _ in range(20):
@@ -234,19 +231,19 @@ def _distance_map(shape: _Shape, size: int) -> tuple[Array, int]:
     return distance, int((window < 0).sum())
 
 
-def _paint(rng: np.random.Generator, canvas: Array, shape: _Shape, distance: Array) -> None:
+def _paint(rng: np.random.Generator, canvas: Array, distance: Array, strength: float) -> None:
     """Draw a shape in a colour that stands out from what is under it, edges smoothed."""
     size = len(canvas)
     under = canvas[distance < 0].mean(axis=0)
     colour = rng.random(3)
     for _ in range(20):
-        if np.linalg.norm(colour - under) > 0.4:
+        if np.linalg.norm(colour - under) > 0.45:
             break
         colour = rng.random(3)
-    texture = _random_stripes(rng, *_pixel_grid(size), 0.25)[..., None]
+    texture = _random_stripes(rng, size, 0.25)
     texture = texture + 0.25 * (value_noise(rng, (size, size), 10) - 0.5)
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    canvas += cover * (colour + texture - canvas)
+    canvas += cover * (colour + strength * texture - canvas)
 
 
 def _annotation(mask: npt.NDArray[np.bool_], category: int, area: int) -> dict[str, Any]:
