@@ -10,6 +10,7 @@ CONFIG_PACKAGES = ["d2_plugins.configs"]
 
 
 def read_version() -> str:
+    """Version of the package, without importing it."""
     text = (ROOT / "d2_plugins" / "__init__.py").read_text()
     match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
     if match is None:
@@ -53,7 +54,6 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "export": ["onnx", "onnxruntime", "onnxscript"],
         "dev": [
             "hypothesis",
             "import-linter",

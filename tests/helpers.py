@@ -9,7 +9,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def shared_path(relative: str) -> Path:
-    """Path of a reference file that lives beside the checkout; skips the test where it is missing."""
+    """Path of a reference file beside the checkout; skips the test where it is missing."""
     root = Path(os.environ.get("D2_PLUGINS_SHARED", REPO.parent / "shared"))
     path = root / relative
     if not path.exists():

@@ -12,9 +12,14 @@ from d2_plugins.files import atomic_open, atomic_write_json
 def test_a_failed_write_leaves_the_old_content_and_no_leftover(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "results.json"
     atomic_write_json(path, {"AP": 1.5})
-    with pytest.raises(RuntimeError, match="half-way"), atomic_open(path) as file:
-        file.write("{")
-        raise RuntimeError("half-way")
+
+    def fail_half_way() -> None:
+        with atomic_open(path) as file:
+            file.write("{")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail_half_way()
     assert json.loads(path.read_text()) == {"AP": 1.5}
     assert os.listdir(path.parent) == ["results.json"]
 

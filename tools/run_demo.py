@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The demo: trains a small detector on the embedded shapes and reports; `make demo` runs it.
 
-    tools/run_demo.py [KEY VALUE ...]
+Usage: tools/run_demo.py [KEY VALUE ...]
 """
 
 import sys
