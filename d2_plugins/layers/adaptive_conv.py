@@ -1,22 +1,35 @@
 """The adaptive convolution of Cascade RPN: a 3 x 3 convolution that samples at each cell's box.
 
-See :mod:`.adaptive_conv_geometry` for where the taps are. Samples are bilinear and zero outside of
-the map; no gradient goes into the boxes. (Vu et al., NeurIPS 2019, section 3.2.)
+The nine taps at a cell are the centre, the corners and the edge midpoints of the cell's box
+(:mod:`.adaptive_conv_geometry`), sampled bilinearly and zero outside of the map. No gradient goes
+into the boxes. (Vu et al., NeurIPS 2019, section 3.2.)
+
+Three implementations of the same numbers:
+
+- ``reference``: the taps as offsets of :func:`torchvision.ops.deform_conv2d`. Every device; also
+  what tracing, ``torch.export`` and ONNX see, since exporters know that operator.
+- ``gather``: on the CPU, :mod:`.adaptive_conv_cpu`.
+- ``triton``: on CUDA devices, :mod:`.adaptive_conv_triton`. Not for float64.
 
 Shapes: N images, C channels, H, W of the feature map.
 """
 
+from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from . import adaptive_conv_ops
 from .adaptive_conv_geometry import check_inputs, deform_offsets
 
 __all__ = ["AdaptiveConv2d", "Backend", "adaptive_conv2d"]
 
 Backend = Literal["auto", "reference", "gather", "triton"]
+_BACKENDS = ("auto", "reference", "gather", "triton")
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def adaptive_conv2d(
@@ -30,24 +43,92 @@ def adaptive_conv2d(
 ) -> Tensor:
     """3 x 3 convolution whose taps at each cell are the centre, corners and edges of a box.
 
+    A box of 2 x 2 cells centred on its cell gives ``conv2d(feature, weight, bias, padding=1)``.
+    Boxes may reach out of the map or lie outside, and may be empty (then all taps coincide) or
+    inverted (then the taps are mirrored). A box with a coordinate that is not finite samples
+    nothing: its cell gets the bias.
+
+    Positions and interpolation are in float32 (float64 for a float64 feature) whatever the
+    feature's precision. Under autocast, feature and weight are cast as for a convolution, the boxes
+    are not.
+
     Args:
-        feature: (N, C_in, H, W).
+        feature: (N, C_in, H, W), in any memory format; channels-last saves a copy.
         boxes: (N, H * W, 4) XYXY in image pixels, one box per cell, row-major. No gradient.
         weight: (C_out, C_in, 3, 3).
         bias: (C_out,) or None.
         stride: image pixels per feature cell.
-        backend: which implementation.
+        backend: "auto" takes "gather" on CPU, "triton" on CUDA where Triton is installed, and
+            "reference" otherwise and while the model is traced or exported.
 
     Returns:
-        (N, C_out, H, W).
+        (N, C_out, H, W). Channels-last in memory except from "reference"; convolutions behind it
+        are faster for that, but use ``reshape`` and not ``view``.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes or dtypes do not fit, or the backend is unknown or not for this input.
+        RuntimeError: the backend is not installed.
     """
-    check_inputs(feature, boxes, weight, bias)
-    boxes = boxes.detach().to(feature.dtype)
+    if _autocast_enabled(feature) and feature.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(feature.device.type)
+        feature, weight = feature.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if not torch.jit.is_tracing():  # where shapes are tensors, and every look at one warns
+        check_inputs(feature, boxes, weight, bias, stride)
+    boxes = boxes.detach().to(torch.promote_types(feature.dtype, torch.float32))
+    backend = _choose_backend(backend, feature)
+    if backend == "gather":
+        return adaptive_conv_ops.gather(feature, boxes, weight, bias, float(stride))
+    if backend == "triton":
+        return adaptive_conv_ops.triton(feature, boxes, weight, bias, float(stride))
+    return _reference(feature, boxes, weight, bias, stride)
+
+
+def _autocast_enabled(feature: Tensor) -> bool:
+    device = feature.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _exporting() -> bool:
+    """Whether a tracer or exporter is recording, which our own operators would stop."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+
+
+def _choose_backend(backend: Backend, feature: Tensor) -> Backend:
+    """Resolve "auto" and refuse what cannot run; see :func:`adaptive_conv2d`."""
+    device, double = feature.device.type, feature.dtype == torch.float64
+    if backend == "auto":
+        if _exporting():
+            return "reference"
+        if device == "cpu":
+            return "gather"
+        return "triton" if device == "cuda" and _HAS_TRITON and not double else "reference"
+    if backend not in _BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(_BACKENDS)}")
+    if backend == "gather" and device != "cpu":
+        raise ValueError(f"backend 'gather' is for CPU tensors, not for {device}")
+    if backend == "triton":
+        if not _HAS_TRITON:
+            raise RuntimeError(
+                "backend 'triton' needs Triton, which comes with PyTorch's CUDA wheels for Linux"
+            )
+        if double:
+            raise ValueError("backend 'triton' has no float64: use 'reference'")
+    return backend
+
+
+def _reference(
+    feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None, stride: float
+) -> Tensor:
+    """By torchvision, which has no bfloat16, and no half precision nor autocast on the CPU."""
     offsets = deform_offsets(boxes, stride, (feature.shape[2], feature.shape[3]))
-    return deform_conv2d(feature, offsets, weight, bias, padding=1)
+    dtype = boxes.dtype
+    bias = None if bias is None else bias.to(dtype)
+    # Entered only if needed: an exported graph should not carry it.
+    autocast = _autocast_enabled(feature)
+    with torch.autocast(feature.device.type, enabled=False) if autocast else nullcontext():
+        out = deform_conv2d(feature.to(dtype), offsets, weight.to(dtype), bias, padding=1)
+    return out.to(feature.dtype)
 
 
 class AdaptiveConv2d(nn.Module):
@@ -72,6 +153,8 @@ class AdaptiveConv2d(nn.Module):
         backend: see :func:`adaptive_conv2d`.
         """
         super().__init__()
+        if backend not in _BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(_BACKENDS)}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.backend = backend

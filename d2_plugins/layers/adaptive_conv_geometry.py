@@ -2,64 +2,77 @@
 
 Cascade RPN (Vu et al., NeurIPS 2019), section 3.2: the 3 x 3 taps at a cell are the centre, the
 corners and the edge midpoints of that cell's box. For a box (x1, y1, x2, y2) in image pixels on a
-map of stride s, tap (ky, kx), ky and kx in {-1, 0, 1}, is the point
+map of stride s they are the points
 
-    y = (y1 + y2) / 2s + ky (y2 - y1) / 2s,    x = (x1 + x2) / 2s + kx (x2 - x1) / 2s
+    y in {y1 / s, (y1 + y2) / 2s, y2 / s},    x in {x1 / s, (x1 + x2) / 2s, x2 / s}
 
-in units of feature cells, where cell (row i, column j) is the point (i, j).
+in units of feature cells, where cell (row i, column j) is the point (i, j). A box with a coordinate
+that is not finite samples nothing: its taps are put outside of every map.
 
-Shapes: N images, C channels, H, W of the feature map, P = H * W cells in row-major order.
+Shapes: N images, C channels, H, W of the feature map.
 """
 
 import torch
 from torch import Tensor
 
-__all__ = ["TAPS", "check_inputs", "deform_offsets", "sampling_points"]
+__all__ = ["TAPS", "axis_taps", "check_inputs", "deform_offsets", "sampling_points"]
 
 TAPS = 9
-# A coordinate that is outside of every map, yet small enough for float32 to keep its whole part.
+# Outside of every map, yet small enough for float32 to keep offsets from it exact.
 _OUTSIDE = -1e6
 
 
-def check_inputs(feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise for shapes that no adaptive convolution takes.
+def check_inputs(
+    feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None, stride: float
+) -> None:
+    """Raise for arguments that no adaptive convolution takes.
 
     Raises:
-        ValueError: a shape does not fit; the message names the argument and what is expected.
+        ValueError: a shape, dtype or stride does not fit; says what is expected.
     """
-    if feature.dim() != 4:
-        raise ValueError(f"feature must have shape (N, C, H, W), not {tuple(feature.shape)}")
+    if stride <= 0:
+        raise ValueError(f"stride must be positive, not {stride}")
+    if feature.dim() != 4 or 0 in feature.shape[1:]:
+        raise ValueError(
+            f"feature must have shape (N, C, H, W) with no C, H, W of 0, not {tuple(feature.shape)}"
+        )
     images, channels, height, width = feature.shape
-    if tuple(boxes.shape) != (images, height * width, 4):
+    if boxes.shape != (images, height * width, 4):
         raise ValueError(
             f"boxes must have shape (N, H * W, 4) = {(images, height * width, 4)} for a feature "
             f"of shape {tuple(feature.shape)}, not {tuple(boxes.shape)}"
         )
-    if weight.dim() != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
+    if weight.dim() != 4 or weight.shape[1:] != (channels, 3, 3):
         raise ValueError(
             f"weight must have shape (C_out, {channels}, 3, 3), not {tuple(weight.shape)}"
         )
-    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+    if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"bias must have shape ({weight.shape[0]},), not {tuple(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != feature.dtype:
+            raise ValueError(
+                f"{name} must have the dtype of feature, {feature.dtype}, not {tensor.dtype}"
+            )
 
 
-def _centre_and_half_size(boxes: Tensor, stride: float) -> tuple[Tensor, Tensor]:
-    """(..., 4) boxes -> (..., 2) centres and half sizes, y before x, in feature cells."""
-    corners = boxes.flip(-1) / (2 * stride)  # (y2, x2, y1, x1)
-    far, near = corners[..., :2], corners[..., 2:]
-    return near + far, far - near
+def axis_taps(low: Tensor, high: Tensor, stride: float) -> Tensor:
+    """The three taps of each box along one axis.
 
+    Args:
+        low: (...) x1 or y1 of the boxes, in image pixels.
+        high: (...) x2 or y2.
+        stride: image pixels per feature cell.
 
-def _tap_steps(like: Tensor) -> Tensor:
-    """(9, 2): (ky, kx) of each tap, row-major."""
-    step = torch.arange(-1, 2, device=like.device, dtype=like.dtype)
-    return torch.stack(torch.meshgrid(step, step, indexing="ij"), dim=-1).reshape(TAPS, 2)
+    Returns:
+        (3, ...) positions in feature cells.
+    """
+    centre = (low + high) / 2
+    taps = torch.stack([low, centre, high]) / stride
+    return torch.where(centre.isfinite(), taps, _OUTSIDE)
 
 
 def sampling_points(boxes: Tensor, stride: float) -> Tensor:
     """The nine taps of each box.
-
-    Taps without a finite position are put outside of every map, where the feature is zero.
 
     Args:
         boxes: (..., 4) XYXY, in image pixels.
@@ -68,16 +81,17 @@ def sampling_points(boxes: Tensor, stride: float) -> Tensor:
     Returns:
         (..., 9, 2): y and x in feature cells, taps in row-major order.
     """
-    centre, half = _centre_and_half_size(boxes, stride)
-    points = centre[..., None, :] + half[..., None, :] * _tap_steps(boxes)
-    return torch.where(points.isfinite(), points, _OUTSIDE)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    y = axis_taps(y1, y2, stride).movedim(0, -1)[..., :, None]
+    x = axis_taps(x1, x2, stride).movedim(0, -1)[..., None, :]
+    return torch.stack(torch.broadcast_tensors(y, x), dim=-1).flatten(-3, -2)
 
 
 def deform_offsets(boxes: Tensor, stride: float, size: tuple[int, int]) -> Tensor:
     """The taps as offsets from the regular 3 x 3 grid, as deformable convolutions take them.
 
     Args:
-        boxes: (N, P, 4) XYXY, in image pixels.
+        boxes: (N, H * W, 4) XYXY, in image pixels.
         stride: image pixels per feature cell.
         size: (H, W) of the feature map.
 
@@ -85,9 +99,11 @@ def deform_offsets(boxes: Tensor, stride: float, size: tuple[int, int]) -> Tenso
         (N, 18, H, W): dy, dx of tap 0, dy, dx of tap 1, ... to tap 8.
     """
     height, width = size
-    rows = torch.arange(height, device=boxes.device, dtype=boxes.dtype)
-    columns = torch.arange(width, device=boxes.device, dtype=boxes.dtype)
-    cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-    regular = cells.reshape(height * width, 1, 2) + _tap_steps(boxes)
-    offsets = sampling_points(boxes, stride) - regular  # (N, P, 9, 2)
-    return offsets.reshape(-1, height, width, 2 * TAPS).permute(0, 3, 1, 2)
+
+    def steps(first: int, stop: int) -> Tensor:
+        return torch.arange(first, stop, dtype=boxes.dtype, device=boxes.device)
+
+    cells = torch.cartesian_prod(steps(0, height), steps(0, width))[:, None]
+    regular = cells + torch.cartesian_prod(steps(-1, 2), steps(-1, 2))
+    offsets = sampling_points(boxes, stride) - regular  # (N, H * W, 9, 2)
+    return offsets.reshape(boxes.shape[0], height, width, 2 * TAPS).permute(0, 3, 1, 2)
