@@ -11,6 +11,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..checkpoint import PluginCheckpointer
+from ..data import DatasetError
 from .arguments import parse_args
 from .errors import UsageError
 from .launch import launch
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             use_cpu=cfg.MODEL.DEVICE == "cpu",
             args=(args,),
         )
-    except UsageError as error:
+    except (UsageError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -11,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -18,6 +19,7 @@ from .. import model_zoo
 from ..config import get_cfg
 from ..data import missing_dataset_hint, register_custom
 from ..evaluation import check_test_config
+from ..modeling.roi_heads import InvertedAttentionMixin
 from .errors import UsageError
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
@@ -34,18 +36,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         UsageError: see :func:`build_cfg`.
     """
-    cfg = build_cfg(args)
+    cfg = build_cfg(args, check_images=False)  # main() has done it, before starting processes
     cfg.freeze()
     default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore; ours like them
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
     return cfg
 
 
-def build_cfg(args: argparse.Namespace) -> CfgNode:
+def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode:
     """The config that a command line asks for.
 
     Args:
         args: from :func:`d2_plugins.engine.parse_args`.
+        check_images: run the pre-flight check on the data sets of the command line.
 
     Raises:
         UsageError: the config file is missing or unsafe, a key is unknown, a value has the wrong
@@ -56,10 +59,11 @@ def build_cfg(args: argparse.Namespace) -> CfgNode:
         _merge_file(cfg, args.config_file)
     _merge_opts(cfg, args.opts)
     if args.train_json or args.val_json:
-        register_own_data(cfg, args)
+        register_own_data(cfg, args, check=check_images)
     if args.num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_datasets(cfg, training=not args.eval_only)
+    _check_roi_heads(cfg)
     try:
         check_test_config(cfg)
     except ValueError as error:
@@ -124,16 +128,24 @@ def _nearest(name: str, known: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5)) or "none is near"
 
 
-def register_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = True) -> None:
     """Register the data sets of the command line and fit ``cfg`` to them.
 
-    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST`` and the class counts of all heads.
+    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, the class counts of all heads and, where the
+    masks need it, ``INPUT.MASK_FORMAT``.
+
+    Args:
+        cfg: the config to fit.
+        args: the command line.
+        check: run the pre-flight check.
 
     Raises:
         UsageError: the pre-flight check finds an error; the message lists the findings.
     """
     try:
-        data = register_custom(args.train_json, args.train_images, args.val_json, args.val_images)
+        data = register_custom(
+            args.train_json, args.train_images, args.val_json, args.val_images, check=check
+        )
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     for report in data.reports:
@@ -142,6 +154,8 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     cfg.DATASETS.TEST = data.test_names
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
     cfg.MODEL.RETINANET.NUM_CLASSES = len(data.class_names)
+    if data.mask_format:
+        cfg.INPUT.MASK_FORMAT = data.mask_format
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:
@@ -169,6 +183,28 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
             raise UsageError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data set "
                 f"'{name}' has {len(classes)} classes"
+            )
+
+
+def _check_roi_heads(cfg: CfgNode) -> None:
+    """detectron2's own heads would pass over the keys that only ours know, without a word."""
+    keys = {
+        "MODEL.INVERTED_ATTENTION.ENABLED": cfg.MODEL.INVERTED_ATTENTION.ENABLED,
+        "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT != 1,
+    }
+    name = cfg.MODEL.ROI_HEADS.NAME
+    known = [other for other, _ in ROI_HEADS_REGISTRY]
+    if name not in known:
+        near = _nearest(name, known)
+        raise UsageError(f"There is no MODEL.ROI_HEADS.NAME '{name}'. Nearest: {near}")
+    if issubclass(ROI_HEADS_REGISTRY.get(name), InvertedAttentionMixin):
+        return
+    ours = [o for o, heads in ROI_HEADS_REGISTRY if issubclass(heads, InvertedAttentionMixin)]
+    for key, is_set in keys.items():
+        if is_set:
+            raise UsageError(
+                f"{key} is set, but MODEL.ROI_HEADS.NAME '{name}' does not know it; allowed: "
+                f"{', '.join(sorted(ours))}"
             )
 
 

@@ -1,3 +1,22 @@
 """The components. Importing this package registers all of them with detectron2."""
 
-from . import backbone, proposal_generator, roi_heads  # noqa: F401  (registration)
+from .backbone import CSPNet
+from .proposal_generator import CascadeRPN, CascadeRPNStage
+from .roi_heads import (
+    CascadeDoubleHeadROIHeads,
+    DoubleHeadROIHeads,
+    InvertedAttention,
+    PluginCascadeROIHeads,
+    PluginROIHeads,
+)
+
+__all__ = [
+    "CSPNet",
+    "CascadeDoubleHeadROIHeads",
+    "CascadeRPN",
+    "CascadeRPNStage",
+    "DoubleHeadROIHeads",
+    "InvertedAttention",
+    "PluginCascadeROIHeads",
+    "PluginROIHeads",
+]

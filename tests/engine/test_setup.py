@@ -35,6 +35,8 @@ def own_data(tmp_path: Path) -> list[str]:
         (["--config-file", DEMO, "DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
         (["--config-file", DEMO, "MODEL.ROI_HEADS.NUM_CLASSES", "1"], "NUM_CLASSES is 1"),
         (["--config-file", "csp_cascade.yaml"], "prepare_datasets.py coco2017"),
+        (["--config-file", DEMO, "MODEL.INVERTED_ATTENTION.ENABLED", "True"], "PluginROIHeads"),
+        (["--config-file", DEMO, "MODEL.ROI_HEADS.NAME", "DoubleHead"], "DoubleHeadROIHeads"),
     ],
 )
 def test_mistakes_are_named(
