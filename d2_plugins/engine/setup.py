@@ -38,6 +38,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = build_cfg(args, check_images=False)  # main() has done it, before starting processes
     cfg.freeze()
+    if args.config_file:  # default_setup logs its content
+        args = argparse.Namespace(**{**vars(args), "config_file": _find_config(args.config_file)})
     default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore; ours like them
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
     return cfg
@@ -71,15 +73,23 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
     return cfg
 
 
+def _find_config(config_file: str) -> str:
+    """Path of a config: a file, or a name of the model zoo, which works from any folder.
+
+    Raises:
+        UsageError: there is neither; the message has near names.
+    """
+    if Path(config_file).is_file():
+        return config_file
+    name = config_file.removeprefix("configs/")
+    if name not in model_zoo.list_configs():
+        near = _nearest(name, model_zoo.list_configs())
+        raise UsageError(f"There is no config file '{config_file}'. Near names: {near}")
+    return model_zoo.get_config_file(name)
+
+
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
-    path = config_file
-    if not Path(path).is_file():
-        # A name of the model zoo works from any folder, as in model_zoo.get_config.
-        name = path.removeprefix("configs/")
-        if name not in model_zoo.list_configs():
-            near = _nearest(name, model_zoo.list_configs())
-            raise UsageError(f"There is no config file '{config_file}'. Near names: {near}")
-        path = model_zoo.get_config_file(name)
+    path = _find_config(config_file)
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
