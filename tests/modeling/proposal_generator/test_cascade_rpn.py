@@ -207,6 +207,22 @@ def test_it_learns() -> None:
     assert best["stage2"] > 0.85, best
 
 
+def test_the_second_stage_learns_by_itself() -> None:
+    torch.manual_seed(3)
+    model = crpn(channels=32).train()
+    model.stages[0].conv.weight.data.mul_(10)  # features worth learning from
+    features = {name: x.detach() for name, x in random_features(SIZE, channels=32).items()}
+    optimizer = torch.optim.Adam(model.stages[1].parameters(), lr=5e-3)
+    for _ in range(80):
+        with EventStorage() as storage:
+            _, losses = model(image_list(SIZE), features, [instances(SIZE, BOXES[:2])])
+        model.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    before, after = (storage.latest()[f"rpn_s1/mean_iou_{k}"][0] for k in ("before", "after"))
+    assert after > before + 0.15
+
+
 def test_mixed_precision() -> None:
     model = crpn().train()
     with torch.autocast("cpu", torch.bfloat16):
