@@ -14,6 +14,7 @@ Three implementations of the same numbers:
 Shapes: N images, C channels, H, W of the feature map.
 """
 
+import os
 from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Literal
@@ -30,6 +31,7 @@ __all__ = ["AdaptiveConv2d", "Backend", "adaptive_conv2d"]
 Backend = Literal["auto", "reference", "gather", "triton"]
 _BACKENDS = ("auto", "reference", "gather", "triton")
 _HAS_TRITON = find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels on CPU tensors
 
 
 def adaptive_conv2d(
@@ -58,8 +60,8 @@ def adaptive_conv2d(
         weight: (C_out, C_in, 3, 3).
         bias: (C_out,) or None.
         stride: image pixels per feature cell.
-        backend: "auto" takes "gather" on CPU, "triton" on CUDA where Triton is installed, and
-            "reference" otherwise and while the model is traced or exported.
+        backend: "auto" takes "gather" on CPU, "triton" on CUDA devices from Ampere on where Triton
+            is installed, and "reference" otherwise and while the model is traced or exported.
 
     Returns:
         (N, C_out, H, W). Channels-last in memory except from "reference"; convolutions behind it
@@ -94,15 +96,21 @@ def _exporting() -> bool:
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
 
 
+@torch.compiler.assume_constant_result
+def _has_tensor_cores(device: int) -> bool:
+    """Whether a CUDA device is of a generation that the Triton kernels are made for."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _choose_backend(backend: Backend, feature: Tensor) -> Backend:
     """Resolve "auto" and refuse what cannot run; see :func:`adaptive_conv2d`."""
     device, double = feature.device.type, feature.dtype == torch.float64
     if backend == "auto":
         if _exporting():
             return "reference"
-        if device == "cpu":
-            return "gather"
-        return "triton" if device == "cuda" and _HAS_TRITON and not double else "reference"
+        if device == "cuda" and _HAS_TRITON and not double:
+            return "triton" if _has_tensor_cores(feature.device.index) else "reference"
+        return "gather" if device == "cpu" else "reference"
     if backend not in _BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: allowed are {', '.join(_BACKENDS)}")
     if backend == "gather" and device != "cpu":
@@ -112,6 +120,8 @@ def _choose_backend(backend: Backend, feature: Tensor) -> Backend:
             raise RuntimeError(
                 "backend 'triton' needs Triton, which comes with PyTorch's CUDA wheels for Linux"
             )
+        if device != "cuda" and not _INTERPRETED:
+            raise ValueError(f"backend 'triton' is for CUDA tensors, not for {device}")
         if double:
             raise ValueError("backend 'triton' has no float64: use 'reference'")
     return backend
