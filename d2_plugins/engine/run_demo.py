@@ -14,11 +14,11 @@ from .setup import build_cfg
 
 __all__ = ["run_demo"]
 
-_CONFIG = "Demo/csp_cascade.yaml"
+_CONFIG = "Demo/faster_rcnn.yaml"
 
 
 def run_demo(opts: Sequence[str] = ()) -> float:
-    """Train the small flagship, and write what came out under its ``OUTPUT_DIR``.
+    """Train a small detector, and write what came out under its ``OUTPUT_DIR``.
 
     Writes ``results.json`` (the AP dictionary and the minutes), the curves and pictures and
     ``report.html``; prints the box AP in its last line.
