@@ -29,3 +29,8 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
     with atomic_open(tmp_path / "atomic", "wb") as file:
         file.write(b"x")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    atomic_write_json(tmp_path / "a.json", {"AP": [1.5, float("nan")], "max": float("inf")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"AP": [1.5, None], "max": None}
