@@ -56,5 +56,8 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     cfg = get_cfg()
     cfg.merge_from_file(get_config_file(name), allow_unsafe=False)
     if trained:
-        raise RuntimeError(f"No trained weights are published for '{name}' yet; see docs/zoo.md.")
+        raise RuntimeError(
+            f"No trained weights are published for '{name}' yet; "
+            "docs/benchmarks.md says what was trained."
+        )
     return cfg
