@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adaptive_conv_geometry import TAPS, axis_taps
+from .adaptive_conv_geometry import TAPS, axis_taps, empty_result
 from .adaptive_conv_product import RowProduct, gather_dtype, sum_of_outer_products
 
 __all__ = ["backward", "forward"]
@@ -34,7 +34,7 @@ __all__ = ["backward", "forward"]
 _CORNERS = 4
 _PAIRS = TAPS * _CORNERS
 # Size of a block's columns. Larger blocks leave the cache; smaller ones cost more calls.
-_BLOCK_BYTES = 5 * 2**20
+_BLOCK_BYTES = 4 * 2**20
 _MIN_BLOCK_CELLS = 64
 
 
@@ -49,24 +49,20 @@ def forward(
     images, _, height, width = feature.shape
     rows = _rows(feature)
     lines = images * height  # of cells, all images below each other
-    # The result itself must not be a view: callers may change it in place (ReLU does).
-    result = torch.empty(
-        (images, len(weight), height, width),
-        dtype=feature.dtype,
-        memory_format=torch.channels_last,
-    )
+    result = empty_result(feature, weight)
     out = result.permute(0, 2, 3, 1).view(lines, width, len(weight))
     number, share = _corners(boxes.to(rows.dtype), (height, width), stride)
     block = _block_cells(rows)
-    product = RowProduct(weight.permute(0, 2, 3, 1).flatten(1), bias, min(block, len(rows)))
-    starts = torch.arange(0, block * _PAIRS, _CORNERS, dtype=torch.int32)
+    product = RowProduct(_as_matrix(weight), bias, block, calls=len(rows) // block)
+    starts = torch.arange(0, min(block, len(rows)) * _PAIRS, _CORNERS, dtype=torch.int32)
 
     for tile in _tiles(lines, width, block):
         here = (..., *tile)
         index, part = (table.t().reshape(-1) for table in _pairs(number[here], share[here]))
-        columns = _bag_sums(rows, index, part, starts[: len(index) // _CORNERS])
         target = out[tile]
-        target.copy_(product(columns).view_as(target))
+        bags = starts[: len(index) // _CORNERS]
+        # No name for the columns: it would keep them until there are the next ones.
+        target.copy_(product(_bag_sums(rows, index, part, bags)).view_as(target))
     return result
 
 
@@ -100,7 +96,8 @@ def backward(
     block = _block_cells(grad_rows)
     # Where the pairs of each block begin: all that the loop needs to know on the Python side.
     cuts = starts[: -1 : block * TAPS].tolist() + starts[-1:].tolist()
-    product = RowProduct(weight.permute(1, 2, 3, 0).flatten(1), None, min(block, len(rows)))
+    # As the forward pass of the convolution with input and output exchanged.
+    product = RowProduct(_as_matrix(weight.transpose(0, 1)), None, block, len(rows) // block)
     grad_feature = torch.empty_like(rows if need_feature else rows[:0])
     grad_weight = rows.new_zeros((feature.shape[1], TAPS * len(weight)))
 
@@ -113,6 +110,7 @@ def backward(
             grad_feature[cells] = product(columns)
         if need_weight:
             grad_weight += sum_of_outer_products(rows[cells].to(product.dtype), columns)
+        del columns  # or they would be there until there are the next ones
     return (
         _as_feature(grad_feature, feature) if need_feature else feature.new_empty(0),
         _as_weight(grad_weight, weight) if need_weight else weight.new_empty(0),
@@ -124,6 +122,11 @@ def _rows(feature: Tensor) -> Tensor:
     dtype = gather_dtype(feature.dtype)
     feature = feature.to(dtype).contiguous(memory_format=torch.channels_last)
     return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (O, 9 * C), contiguous."""
+    return weight.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1)
 
 
 def _as_feature(rows: Tensor, feature: Tensor) -> Tensor:

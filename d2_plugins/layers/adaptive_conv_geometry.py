@@ -15,7 +15,14 @@ Shapes: N images, C channels, H, W of the feature map.
 import torch
 from torch import Tensor
 
-__all__ = ["TAPS", "axis_taps", "check_inputs", "deform_offsets", "sampling_points"]
+__all__ = [
+    "TAPS",
+    "axis_taps",
+    "check_inputs",
+    "deform_offsets",
+    "empty_result",
+    "sampling_points",
+]
 
 TAPS = 9
 # Outside of every map, yet small enough for float32 to keep offsets from it exact.
@@ -53,6 +60,20 @@ def check_inputs(
             raise ValueError(
                 f"{name} must have the dtype of feature, {feature.dtype}, not {tensor.dtype}"
             )
+
+
+def empty_result(feature: Tensor, weight: Tensor) -> Tensor:
+    """Memory for the result, (N, C_out, H, W) and channels-last.
+
+    To be filled through views, but returned itself: autograd forbids to change a view that an
+    operator returned in place, as an in-place ReLU does.
+    """
+    return torch.empty(
+        (feature.shape[0], weight.shape[0], feature.shape[2], feature.shape[3]),
+        dtype=feature.dtype,
+        device=feature.device,
+        memory_format=torch.channels_last,
+    )
 
 
 def axis_taps(low: Tensor, high: Tensor, stride: float) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .adaptive_conv_geometry import empty_result
+
 __all__ = ["gather", "triton"]
 
 _FORWARD = "(Tensor feature, Tensor boxes, Tensor weight, Tensor? bias, float stride) -> Tensor"
@@ -31,9 +33,7 @@ Operator = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 def _fake_forward(
     feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None, stride: float
 ) -> Tensor:
-    images, _, height, width = feature.shape
-    out = feature.new_empty((images, height, width, weight.shape[0]))
-    return out.permute(0, 3, 1, 2)
+    return empty_result(feature, weight)
 
 
 def _fake_backward(

@@ -8,9 +8,13 @@ Shapes: B rows of a block, K columns, O outputs.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["RowProduct", "gather_dtype", "sum_of_outer_products"]
+
+# Up to here, oneDNN lays the matrix out anew in each call in less time than it takes to do it once.
+_FEW_CALLS = 4
 
 
 def gather_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -39,19 +43,19 @@ class RowProduct:
     The precision is that of the matrix where oneDNN has it, else float32 (float64 stays).
     """
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None, block: int) -> None:
+    def __init__(self, matrix: Tensor, bias: Tensor | None, block: int, calls: int) -> None:
         """Args:
         matrix: (O, K).
         bias: (O,) or None.
         block: B of most calls, for which the matrix is laid out.
+        calls: about how many there will be; for a few it is left as it is.
         """
         self._onednn = _onednn_has(matrix.dtype)
         self.dtype = matrix.dtype if self._onednn else gather_dtype(matrix.dtype)
         matrix = matrix.to(self.dtype)
-        if self._onednn:
-            self._matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, block)
-        else:
-            self._matrix = matrix.t()
+        if self._onednn and calls > _FEW_CALLS:
+            matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, block)
+        self._matrix = matrix
         self._bias = None if bias is None else bias.to(self.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -59,9 +63,7 @@ class RowProduct:
         rows = rows.to(self.dtype)
         if self._onednn:
             return _linear(rows, self._matrix, self._bias)
-        if self._bias is None:
-            return torch.mm(rows, self._matrix)
-        return torch.addmm(self._bias, rows, self._matrix)
+        return F.linear(rows, self._matrix, self._bias)
 
 
 def sum_of_outer_products(left: Tensor, right: Tensor) -> Tensor:

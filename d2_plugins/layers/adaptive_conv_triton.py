@@ -27,9 +27,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .adaptive_conv_geometry import TAPS, empty_result
+
 __all__ = ["backward", "forward"]
 
-_TAPS = 9
 # Cells that one program of the weight's gradient sums over before it adds to the others' sums.
 _CELLS_PER_SUM = 2048
 # Maps with fewer cells are tuned by themselves: there are few programs then.
@@ -303,13 +304,13 @@ def forward(
     Returns:
         (N, C_out, H, W), channels-last in memory.
     """
-    images, _, height, width = feature.shape
-    out = feature.new_empty((images, height, width, len(weight)))
+    result = empty_result(feature, weight)
+    out = result.permute(0, 2, 3, 1)
 
     def grid(tile: dict[str, int]) -> tuple[int, ...]:
         return _blocks(out, tile["block_cells"]), triton.cdiv(len(weight), tile["block_out"])
 
-    if images:
+    if len(feature):
         with _on_device(feature):
             _tuned_forward[grid](
                 feature=_rows(feature),
@@ -319,7 +320,7 @@ def forward(
                 out=out,
                 **_common(feature, weight, stride),
             )
-    return out.permute(0, 3, 1, 2)
+    return result
 
 
 def backward(
@@ -364,7 +365,7 @@ def _feature_gradient(
 
     def grid(tile: dict[str, int]) -> tuple[int, ...]:
         blocks_in = triton.cdiv(channels, tile["block_in"])
-        return _blocks(sums, tile["block_cells"]), blocks_in, _TAPS
+        return _blocks(sums, tile["block_cells"]), blocks_in, TAPS
 
     if images:
         _tuned_feature_gradient[grid](
@@ -387,7 +388,7 @@ def _weight_gradient(
     def grid(tile: dict[str, int]) -> tuple[int, ...]:
         blocks = triton.cdiv(channels, tile["block_in"])
         blocks *= triton.cdiv(out_channels, tile["block_out"])
-        return blocks, _TAPS, triton.cdiv(cells, _CELLS_PER_SUM)
+        return blocks, TAPS, triton.cdiv(cells, _CELLS_PER_SUM)
 
     if cells:
         _tuned_weight_gradient[grid](

@@ -21,3 +21,9 @@ def test_median_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     ratio = median_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
     assert ratio == 3
     assert calls == ["a", "b"] * 4
+
+
+def test_own_clock() -> None:
+    ticks = iter([0, 1, 0, 1, 0, 6, 0, 2])
+    ratio = median_ratio(lambda: None, lambda: None, repeats=1, clock=lambda: next(ticks))
+    assert ratio == 3

@@ -347,6 +347,21 @@ def test_repeats_bit_for_bit() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(4, 5), (1, 1)])
+def test_result_may_be_changed_in_place(backend: str, size: tuple[int, int]) -> None:
+    boxes = jittered_boxes(2, *size, 4)
+    inputs = (torch.randn(2, 3, *size), torch.randn(4, 3, 3, 3))
+
+    def convolve(x: Tensor, w: Tensor) -> Tensor:
+        return adaptive_conv2d(x, boxes, w, stride=4, backend=backend)
+
+    actual = with_gradients(lambda x, w: F.relu_(convolve(x, w)), None, *inputs)
+    expected = with_gradients(lambda x, w: F.relu(convolve(x, w)), None, *inputs)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
 @pytest.mark.parametrize("memory", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_operator_is_registered_properly(memory: str, with_bias: bool) -> None:
