@@ -53,7 +53,7 @@ def forward(
     out = result.permute(0, 2, 3, 1).view(lines, width, len(weight))
     number, share = _corners(boxes.to(rows.dtype), (height, width), stride)
     block = _block_cells(rows)
-    product = RowProduct(_as_matrix(weight), bias, block, calls=len(rows) // block)
+    product = RowProduct(_as_matrix(weight), bias, min(block, len(rows)))
     starts = torch.arange(0, min(block, len(rows)) * _PAIRS, _CORNERS, dtype=torch.int32)
 
     for tile in _tiles(lines, width, block):
@@ -97,7 +97,7 @@ def backward(
     # Where the pairs of each block begin: all that the loop needs to know on the Python side.
     cuts = starts[: -1 : block * TAPS].tolist() + starts[-1:].tolist()
     # As the forward pass of the convolution with input and output exchanged.
-    product = RowProduct(_as_matrix(weight.transpose(0, 1)), None, block, len(rows) // block)
+    product = RowProduct(_as_matrix(weight.transpose(0, 1)), None, min(block, len(rows)))
     grad_feature = torch.empty_like(rows if need_feature else rows[:0])
     grad_weight = rows.new_zeros((feature.shape[1], TAPS * len(weight)))
 
@@ -149,14 +149,18 @@ def _block_cells(rows: Tensor) -> int:
 
 
 def _tiles(lines: int, width: int, cells: int) -> Iterator[tuple[slice, slice]]:
-    """Cover a map by tiles of up to ``cells`` cells: near to square, so that taps are near, too."""
-    if lines * width <= cells:
-        columns, rows = width, lines
-    else:
-        columns = math.ceil(width / max(round(width / math.sqrt(cells)), 1))
-        rows = math.ceil(lines / math.ceil(lines / max(cells // columns, 1)))
-    for top in range(0, lines, max(rows, 1)):
-        for left in range(0, width, max(columns, 1)):
+    """Cover a map by tiles of up to ``cells`` cells that together read the least.
+
+    The taps of a tile read its cells and, for boxes as of anchors, about four more on each side.
+    """
+    choices = []
+    for columns in {math.ceil(width / n) for n in range(math.ceil(width / cells), width + 1)}:
+        rows = math.ceil(lines / math.ceil(lines / (cells // columns))) if lines else 1
+        tiles = math.ceil(lines / rows) * math.ceil(width / columns)
+        choices.append((tiles * (rows + 8) * (columns + 8), rows, columns))
+    _, rows, columns = min(choices)
+    for top in range(0, lines, rows):
+        for left in range(0, width, columns):
             yield slice(top, top + rows), slice(left, left + columns)
 
 

@@ -121,10 +121,11 @@ def deform_offsets(boxes: Tensor, stride: float, size: tuple[int, int]) -> Tenso
     """
     height, width = size
 
-    def steps(first: int, stop: int) -> Tensor:
-        return torch.arange(first, stop, dtype=boxes.dtype, device=boxes.device)
+    def grid(y: Tensor, x: Tensor) -> Tensor:
+        points = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
+        return points.reshape(-1, 2).to(boxes)
 
-    cells = torch.cartesian_prod(steps(0, height), steps(0, width))[:, None]
-    regular = cells + torch.cartesian_prod(steps(-1, 2), steps(-1, 2))
+    regular = grid(torch.arange(height), torch.arange(width))[:, None]
+    regular = regular + grid(torch.arange(-1, 2), torch.arange(-1, 2))
     offsets = sampling_points(boxes, stride) - regular  # (N, H * W, 9, 2)
     return offsets.reshape(boxes.shape[0], height, width, 2 * TAPS).permute(0, 3, 1, 2)

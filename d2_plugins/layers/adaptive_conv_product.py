@@ -13,9 +13,6 @@ from torch import Tensor
 
 __all__ = ["RowProduct", "gather_dtype", "sum_of_outer_products"]
 
-# Up to here, oneDNN lays the matrix out anew in each call in less time than it takes to do it once.
-_FEW_CALLS = 4
-
 
 def gather_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision to interpolate in: half precisions do not hold positions and weights well."""
@@ -43,17 +40,16 @@ class RowProduct:
     The precision is that of the matrix where oneDNN has it, else float32 (float64 stays).
     """
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None, block: int, calls: int) -> None:
+    def __init__(self, matrix: Tensor, bias: Tensor | None, block: int) -> None:
         """Args:
         matrix: (O, K).
         bias: (O,) or None.
         block: B of most calls, for which the matrix is laid out.
-        calls: about how many there will be; for a few it is left as it is.
         """
         self._onednn = _onednn_has(matrix.dtype)
         self.dtype = matrix.dtype if self._onednn else gather_dtype(matrix.dtype)
         matrix = matrix.to(self.dtype)
-        if self._onednn and calls > _FEW_CALLS:
+        if self._onednn:
             matrix = torch.ops.mkldnn._reorder_linear_weight(matrix, block)
         self._matrix = matrix
         self._bias = None if bias is None else bias.to(self.dtype)
