@@ -121,11 +121,11 @@ def deform_offsets(boxes: Tensor, stride: float, size: tuple[int, int]) -> Tenso
     """
     height, width = size
 
-    def grid(y: Tensor, x: Tensor) -> Tensor:
-        points = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
-        return points.reshape(-1, 2).to(boxes)
+    def grid(y: tuple[int, int], x: tuple[int, int]) -> Tensor:
+        axes = (torch.arange(*limits, device=boxes.device) for limits in (y, x))
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        return points.reshape(-1, 2).to(boxes.dtype)
 
-    regular = grid(torch.arange(height), torch.arange(width))[:, None]
-    regular = regular + grid(torch.arange(-1, 2), torch.arange(-1, 2))
+    regular = grid((0, height), (0, width))[:, None] + grid((-1, 2), (-1, 2))
     offsets = sampling_points(boxes, stride) - regular  # (N, H * W, 9, 2)
     return offsets.reshape(boxes.shape[0], height, width, 2 * TAPS).permute(0, 3, 1, 2)

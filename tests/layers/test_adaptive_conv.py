@@ -1,5 +1,7 @@
 """The adaptive convolution against torchvision, grid_sample, plain convolutions and mmdet."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -414,6 +416,20 @@ def test_tracing_lowers_to_torchvision() -> None:
     assert graph.count("torchvision::deform_conv2d") == 1
     assert "d2_plugins::" not in graph
     torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
+    other = (torch.randn(1, 3, 9, 4), jittered_boxes(1, 9, 4, 8).float())
+    torch.testing.assert_close(traced(*other), model(*other), rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_runtime_gives_the_same(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, inputs = model_and_inputs()
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(model.eval(), inputs, path, dynamo=True, opset_version=19, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    (actual,) = session.run(None, feeds)
+    torch.testing.assert_close(torch.from_numpy(actual), model(*inputs), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
