@@ -225,7 +225,7 @@ def _transposed_pairs(
     taps = torch.arange(TAPS, dtype=torch.int32).repeat_interleave(_CORNERS)
     group = index.mul_(TAPS).add_(taps[:, None])
     group.masked_fill_(share == 0, TAPS * cells)  # sorted to the end, behind the last group
-    order = group.view(-1).argsort()
+    order = group.view(-1).argsort(stable=True)
     counts = torch.bincount(group.view(-1), minlength=TAPS * cells + 1)[:-1]
     starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
     share = share.view(-1).index_select(0, order)

@@ -54,7 +54,7 @@ def test_compiles_ahead_of_time(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from d2_plugins.layers import adaptive_conv_triton as kernels
+    from d2_plugins.layers import adaptive_conv_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function, configs = {
