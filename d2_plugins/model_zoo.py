@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 from .config import get_cfg
 
-__all__ = ["get_config", "get_config_file", "list_configs"]
+__all__ = ["find_config", "get_config", "get_config_file", "list_configs"]
 
 
 def _root() -> Path:
@@ -39,6 +39,21 @@ def get_config_file(name: str) -> str:
             "d2_plugins.model_zoo.list_configs() has all."
         )
     return str(path)
+
+
+def find_config(config_file: str) -> str:
+    """Path of a config that a user names: a file, or else one of the zoo.
+
+    Args:
+        config_file: a path, or a name of the zoo, which works from any folder, with or without
+            ``configs/`` in front.
+
+    Raises:
+        FileNotFoundError: there is neither; the message names the nearest configs of the zoo.
+    """
+    if Path(config_file).is_file():
+        return config_file
+    return get_config_file(config_file.removeprefix("configs/"))
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +18,6 @@ from .setup import build_cfg, setup
 from .trainer import Trainer
 
 __all__ = ["main", "run"]
-
-logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,11 +29,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         FileNotFoundError: there is no such config.
     """
     cfg = get_cfg()
-    known = Path(config_file).is_file()
-    cfg.merge_from_file(
-        config_file if known else model_zoo.get_config_file(config_file.removeprefix("configs/")),
-        allow_unsafe=False,
-    )
+    cfg.merge_from_file(model_zoo.find_config(config_file), allow_unsafe=False)
     cfg.merge_from_list(list(opts))
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

@@ -1,25 +1,11 @@
 """Small models and their random, trained-looking weights."""
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from d2_plugins import get_cfg
 from d2_plugins.modeling.backbone import AttentionPlan, AttentionResNet
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Give norms the statistics and all parameters the spread of a trained model."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
-                module.running_mean.uniform_(-0.3, 0.3)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.0)
-                module.bias.uniform_(-0.3, 0.3)
-    return model
 
 
 def resnet(depth: int = 18, attention: str = "", **plan: object) -> AttentionResNet:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from d2_plugins.checkpoint import IncompleteWeightsError, PluginCheckpointer
 from d2_plugins.checkpoint.cspnet_weights import convert_darknet_cspnet
 from d2_plugins.modeling.backbone import CSPNet
+from tests.helpers import randomise_norms
 
-from .models import clones, detector, randomise, resnet
+from .models import clones, detector, resnet
 
 BOTTOM_UP = "backbone.bottom_up."
 
@@ -36,7 +37,7 @@ class TestCompleteness:
 
     @pytest.fixture(scope="class")
     def imagenet(self) -> dict[str, Tensor]:
-        return randomise(torchvision.models.resnet18()).state_dict()
+        return randomise_norms(torchvision.models.resnet18()).state_dict()
 
     def test_imagenet_weights_start_a_training(
         self, imagenet: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -134,7 +135,7 @@ def test_a_failed_load_does_not_bar_the_next(tmp_path: Path) -> None:
 def test_own_weights_of_the_model_or_its_backbone(
     extension: str, part: str, tmp_path: Path
 ) -> None:
-    source = randomise(detector("cbam"))
+    source = randomise_norms(detector("cbam"))
     expected = clones(source)
     state = clones(source.backbone.bottom_up if part == "bottom_up" else source)
     path = f"{tmp_path}/weights{extension}"
@@ -151,7 +152,7 @@ def test_own_weights_of_the_model_or_its_backbone(
 @pytest.mark.parametrize("how", ["pkl", "query"])
 def test_matching_heuristics_as_in_detectron2(how: str, tmp_path: Path) -> None:
     """Zoo files hold the backbone under names without a prefix, and a classifier."""
-    source = randomise(resnet())
+    source = randomise_norms(resnet())
     state = {name: value.numpy() for name, value in source.state_dict().items()}
     state["stem.fc.weight"] = torch.zeros(2, 2).numpy()
     path = str(tmp_path / f"R-18.{'pkl' if how == 'pkl' else 'pth'}")

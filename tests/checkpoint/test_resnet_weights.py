@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from d2_plugins.checkpoint import PluginCheckpointer
 from d2_plugins.modeling.backbone import AttentionPlan, AttentionResNet
+from tests.helpers import randomise_norms
 
-from .models import clones, randomise, resnet
+from .models import clones, resnet
 
 
 def _stages(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -75,7 +76,7 @@ def _cbam_with_spread(*args: object, **kwargs: object) -> CbamModule:
 def test_features_equal_the_source(
     build: Callable[[], nn.Module], ours: Callable[[], nn.Module], tmp_path: Path
 ) -> None:
-    source = randomise(build()).eval()
+    source = randomise_norms(build()).eval()
     model = _load(source.state_dict(), ours(), tmp_path)
     x = torch.randn(2, 3, 64, 64)
     for feature, expected in zip(model(x).values(), _stages(source, x), strict=True):
@@ -111,7 +112,7 @@ def test_author_checkpoints(name: str, depth: int, plan: dict, tmp_path: Path) -
     source = AttentionResNet(
         attention=AttentionPlan(name=name, **plan), depth=depth, num_classes=10, out_features=None
     )
-    expected = clones(randomise(source))
+    expected = clones(randomise_norms(source))
     renamed = {_author_name(key): value for key, value in expected.items()}
     assert "module.layer1.0.conv2.weight" in renamed
     assert any("cbam.ChannelGate.mlp.3.bias" in k or "eca.conv.weight" in k for k in renamed)

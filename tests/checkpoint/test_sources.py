@@ -11,8 +11,9 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from d2_plugins.checkpoint import PluginCheckpointer, find_source
 from d2_plugins.modeling.backbone import CSPNet, TimmBackbone
+from tests.helpers import randomise_norms
 
-from .models import clones, detector, randomise, resnet
+from .models import clones, detector, resnet
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def _put(cache: Path, name: str, model: nn.Module) -> None:
 )
 @torch.no_grad()
 def test_timm_weights_fill_the_backbone(name: str, build: object, hub_cache: Path) -> None:
-    source = randomise(timm.create_model(name)).eval()
+    source = randomise_norms(timm.create_model(name)).eval()
     _put(hub_cache, name, source)
     model = build()
     PluginCheckpointer(model).load(f"timm://{name}", checkpointables=[])
@@ -87,7 +88,7 @@ def test_timm_weights_that_are_not_on_the_hub(torch_cache: Path) -> None:
 def test_torchvision_weights_fill_the_backbone_of_a_detector(
     name: str, torch_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = randomise(resnet18())
+    source = randomise_norms(resnet18())
     filename = ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
     torch.save(source.state_dict(), torch_cache / filename)
     model = detector("cbam")

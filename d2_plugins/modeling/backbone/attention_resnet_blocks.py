@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class PaddingAwareStem(BasicStem):
         return zero_padding_(x, subsample_mask(valid, 4))
 
 
-class AttentionBasicBlock(BasicBlock):
-    """BasicBlock (ResNet-18 and -34) with attention after its second norm."""
+class _AttentionBlock(CNNBlockBase):
+    """Stands before a block of detectron2, which it gives an attention module."""
 
     def __init__(
         self,
@@ -49,15 +50,19 @@ class AttentionBasicBlock(BasicBlock):
             in_channels: of the input.
             out_channels: C of the output.
             attention: makes the attention module for C channels; None is a plain block.
-            options: as BasicBlock.
+            options: as detectron2's block.
         """
         super().__init__(in_channels, out_channels, **options)
         self.attention = None if attention is None else attention(out_channels)
 
-    def freeze(self) -> "AttentionBasicBlock":
+    def freeze(self) -> "CNNBlockBase":
         """Freeze everything but the attention."""
         freeze_but_attention(self)
         return self
+
+
+class AttentionBasicBlock(_AttentionBlock, BasicBlock):
+    """BasicBlock (ResNet-18 and -34) with attention after its second norm."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H/stride, W/stride).
@@ -73,32 +78,8 @@ class AttentionBasicBlock(BasicBlock):
         return F.relu_(zero_padding_(out, inside))
 
 
-class AttentionBottleneckBlock(BottleneckBlock):
+class AttentionBottleneckBlock(_AttentionBlock, BottleneckBlock):
     """BottleneckBlock (ResNet-50 and deeper, ResNeXt) with attention after its third norm."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        attention: Callable[[int], nn.Module] | None = None,
-        **options: Any,
-    ) -> None:
-        """Build the block.
-
-        Args:
-            in_channels: of the input.
-            out_channels: C of the output.
-            attention: makes the attention module for C channels; None is a plain block.
-            options: as BottleneckBlock.
-        """
-        super().__init__(in_channels, out_channels, **options)
-        self.attention = None if attention is None else attention(out_channels)
-
-    def freeze(self) -> "AttentionBottleneckBlock":
-        """Freeze everything but the attention."""
-        freeze_but_attention(self)
-        return self
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H/stride, W/stride).

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from d2_plugins.modeling.backbone import CSPNet
+from tests.helpers import randomise_norms
 
 SMALL = {"width_multiplier": 0.25, "depth_multiplier": 0.34}
 RES = ("res2", "res3", "res4", "res5")
@@ -21,17 +21,6 @@ def on_meta(build: Callable[..., nn.Module], **options: object) -> nn.Module:
     """A network without weights: enough to count, and built at once."""
     with torch.device("meta"):
         return build(**options)
-
-
-def randomise_norms(model: nn.Module) -> nn.Module:
-    """Statistics and weights as after training: with the initial ones most mistakes are silent."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return model
 
 
 def timm_model(name: str, **options: object) -> nn.Module:

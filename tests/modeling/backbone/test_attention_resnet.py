@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.structures import ImageList
@@ -15,6 +15,7 @@ from d2_plugins import get_cfg, model_zoo
 from d2_plugins.layers import CBAM, ECA
 from d2_plugins.modeling.backbone import AttentionPlan, AttentionResNet
 from d2_plugins.modeling.pixel_statistics import IMAGENET_STATISTICS
+from tests.helpers import randomise_norms
 
 RGB = ShapeSpec(channels=3)
 RX = {"num_groups": 32, "width_per_group": 4}
@@ -25,17 +26,6 @@ def _eca(*kernel_sizes: int) -> AttentionPlan:
 
 
 CBAM_PLAN = AttentionPlan(name="cbam")
-
-
-def _randomise(model: nn.Module) -> nn.Module:
-    """Norm statistics and gates as after training, so that a lost or frozen one shows."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return model
 
 
 def _cfg(**attention: object) -> CfgNode:
@@ -151,7 +141,7 @@ def test_kernel_sizes_go_to_their_stages() -> None:
 @pytest.mark.parametrize("depth", [18, 50])
 def test_attention_stands_between_the_last_norm_and_the_shortcut(depth: int) -> None:
     """A block's output is relu(attention(norm) + shortcut)."""
-    model = _randomise(AttentionResNet(attention=CBAM_PLAN, depth=depth)).eval()
+    model = randomise_norms(AttentionResNet(attention=CBAM_PLAN, depth=depth)).eval()
     block = model.res3[0]
     x = torch.randn(1, block.in_channels, 12, 12)
     seen: dict[str, Tensor] = {}
@@ -178,7 +168,7 @@ def test_features_do_not_depend_on_the_padding(name: str, depth: int, stride_in_
             depth=depth,
             stride_in_1x1=stride_in_1x1,
         )
-        return _randomise(model).eval()
+        return randomise_norms(model).eval()
 
     images = [torch.randn(3, 69, 101), torch.randn(3, 128, 90), torch.randn(3, 64, 64)]
     batch = ImageList.from_tensors(images, 32).tensor
@@ -200,7 +190,7 @@ def test_features_do_not_depend_on_the_padding(name: str, depth: int, stride_in_
 
 
 def test_gradients_ignore_the_padding_too() -> None:
-    model = _randomise(AttentionResNet(attention=CBAM_PLAN, depth=18, norm="FrozenBN"))
+    model = randomise_norms(AttentionResNet(attention=CBAM_PLAN, depth=18, norm="FrozenBN"))
     image = torch.randn(1, 3, 64, 32)
     padded = nn.functional.pad(image, (0, 32, 0, 64))
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -305,7 +295,7 @@ def test_reduction_too_large_for_a_narrow_stage_raises() -> None:
 
 @pytest.mark.parametrize("name", ["eca", "cbam", "se"])
 def test_mixed_precision_and_empty_batches(name: str) -> None:
-    model = _randomise(
+    model = randomise_norms(
         AttentionResNet(attention=AttentionPlan(name=name), depth=18, norm="FrozenBN")
     ).eval()
     batch = nn.functional.pad(torch.randn(2, 3, 64, 64), (0, 0, 0, 32))
@@ -322,7 +312,7 @@ def test_mixed_precision_and_empty_batches(name: str) -> None:
 @torch.no_grad()
 def test_tracing_keeps_the_mask_dynamic() -> None:
     """A traced model must read the padding of its input, not remember that of the example."""
-    model = _randomise(AttentionResNet(attention=CBAM_PLAN, depth=18)).eval()
+    model = randomise_norms(AttentionResNet(attention=CBAM_PLAN, depth=18)).eval()
     image = torch.randn(1, 3, 64, 64)
     traced = torch.jit.trace(model, torch.randn(1, 3, 96, 96), strict=False)
     padded = nn.functional.pad(image, (0, 32, 0, 32))

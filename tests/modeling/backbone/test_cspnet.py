@@ -11,6 +11,7 @@ from d2_plugins import get_cfg
 from d2_plugins.checkpoint.cspnet_weights import convert_timm_cspnet
 from d2_plugins.modeling.backbone import AttentionPlan, CSPNet
 from d2_plugins.modeling.backbone.cspnet_archs import ARCHS, scale_arch
+from tests.helpers import randomise_norms
 
 from .cspnet_cases import (
     RES,
@@ -18,7 +19,6 @@ from .cspnet_cases import (
     count,
     like,
     on_meta,
-    randomise_norms,
     relative_error,
     timm_model,
 )

@@ -13,6 +13,7 @@ from d2_plugins.checkpoint.cspnet_weights import convert_timm_cspnet
 from d2_plugins.layers import CBAM, ECA
 from d2_plugins.modeling.backbone import AttentionPlan, CSPNet
 from d2_plugins.modeling.backbone.attention_plan import POSITIONS
+from tests.helpers import randomise_norms
 
 from .cspnet_cases import (
     RES,
@@ -20,7 +21,6 @@ from .cspnet_cases import (
     count,
     like,
     on_meta,
-    randomise_norms,
     relative_error,
     timm_model,
 )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from d2_plugins import get_cfg
 from d2_plugins.modeling.backbone import AttentionFPN
+from tests.helpers import randomise_norms
 
-from .cspnet_cases import RES, count, randomise_norms, relative_error
+from .cspnet_cases import RES, count, relative_error
 
 
 def config(arch: str, *, retinanet: bool = False, width: float = 1.0) -> CfgNode:

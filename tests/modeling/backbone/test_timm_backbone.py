@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from d2_plugins import get_cfg
 from d2_plugins.modeling.backbone import TimmBackbone
-from tests.helpers import shared_path
+from tests.helpers import randomise_norms, shared_path
 
 LITE0 = "tf_efficientnet_lite0"
 # One of each wrapper: flattened list, list without stem, five of stride 1 to 32, own feature class,
@@ -27,16 +27,6 @@ MODELS = (
     "xception41",
     "hiera_tiny_224",
 )
-
-
-def _randomise(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return model
 
 
 def _cfg(**keys: object) -> CfgNode:
@@ -58,7 +48,7 @@ def _image(size: tuple[int, int] = (224, 224)) -> Tensor:
 @torch.no_grad()
 def test_features_are_timms(name: str, tmp_path: object) -> None:
     """A file of the whole model fills the backbone, and the features are the whole model's."""
-    whole = _randomise(timm.create_model(name)).eval()
+    whole = randomise_norms(timm.create_model(name)).eval()
     checkpoint = f"{tmp_path}/whole.safetensors"
     save_file(whole.state_dict(), checkpoint)
     model = TimmBackbone(name=name, checkpoint=checkpoint).eval()
@@ -126,7 +116,7 @@ def test_announced_shapes(size: tuple[int, int]) -> None:
 def test_frozen_norms_compute_the_same_and_keep_the_activations(
     name: str, activations: int
 ) -> None:
-    plain = _randomise(TimmBackbone(name=name, norm="BN")).eval()
+    plain = randomise_norms(TimmBackbone(name=name, norm="BN")).eval()
     frozen = TimmBackbone(name=name, norm="FrozenBN")
     missing, unexpected = frozen.load_state_dict(plain.state_dict(), strict=False)
     assert not missing
@@ -170,7 +160,7 @@ def test_freeze_at_freezes_up_to_a_stride(name: str, prefixes: list[str], freeze
 
 
 def test_a_training_step_leaves_frozen_statistics_alone() -> None:
-    model = _randomise(TimmBackbone(name="cspresnext50", freeze_at=2)).train()
+    model = randomise_norms(TimmBackbone(name="cspresnext50", freeze_at=2)).train()
     assert any(isinstance(module, FrozenBatchNormAct2d) for module in model.modules())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sum(feature.square().mean() for feature in model(_image((64, 64))).values()).backward()
