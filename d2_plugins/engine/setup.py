@@ -2,9 +2,7 @@
 
 import argparse
 import difflib
-import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import yaml
@@ -23,8 +21,6 @@ from ..modeling.roi_heads import InvertedAttentionMixin
 from .errors import UsageError
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
-
-logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -74,18 +70,10 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
 
 
 def _find_config(config_file: str) -> str:
-    """Path of a config: a file, or a name of the model zoo, which works from any folder.
-
-    Raises:
-        UsageError: there is neither; the message has near names.
-    """
-    if Path(config_file).is_file():
-        return config_file
-    name = config_file.removeprefix("configs/")
-    if name not in model_zoo.list_configs():
-        near = _nearest(name, model_zoo.list_configs())
-        raise UsageError(f"There is no config file '{config_file}'. Near names: {near}")
-    return model_zoo.get_config_file(name)
+    try:
+        return model_zoo.find_config(config_file)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no config file '{config_file}'. {error}") from error
 
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
@@ -158,8 +146,8 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
         )
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
-    for report in data.reports:
-        logger.info("%s", report)
+    for report in data.reports:  # printed: the loggers are set up later, in each process
+        print(report, flush=True)
     cfg.DATASETS.TRAIN = data.train_names
     cfg.DATASETS.TEST = data.test_names
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)

@@ -1,5 +1,6 @@
 """From command line to config: mistakes are named, with what is near or allowed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_own_data_sets_the_class_counts(own_data: list[str]) -> None:
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2  # type: ignore[attr-defined]
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 2  # type: ignore[attr-defined]
     assert len(cfg.DATASETS.TRAIN) == len(cfg.DATASETS.TEST) == 1  # type: ignore[attr-defined]
+
+
+def test_findings_that_are_no_errors_are_shown(
+    own_data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file = tmp_path / "annotations.json"
+    content = json.loads(json_file.read_text())
+    content["annotations"][0]["bbox"][2] += 500
+    json_file.write_text(json.dumps(content))
+    build("--config-file", DEMO, *own_data)
+    assert "warning" in capsys.readouterr().out
 
 
 def test_broken_own_data_is_refused_with_the_finding(own_data: list[str], tmp_path: Path) -> None:
