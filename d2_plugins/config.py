@@ -72,11 +72,11 @@ def _attention() -> CN:
     node.NAME = ""
     # Where, in CSPNet: block_mid, block_out, branch, concat or stage_out. A ResNet has block_out.
     node.POSITION = "block_out"
-    # On or off, for res2..res5.
+    # On or off, for res2..res5; a DarkNet also takes five entries, for res1..res5.
     node.STAGES = [True, True, True, True]
     # Channel reduction of CBAM and SE.
     node.REDUCTION = 16
-    # ECA's kernel size for res2..res5 (odd); [] takes the paper's formula.
+    # ECA's kernel sizes (odd), as many as STAGES; [] takes the paper's formula.
     node.KERNEL_SIZES = []
     # Global pooling leaves out the padding of each image of a batch.
     node.IGNORE_PADDING = True
