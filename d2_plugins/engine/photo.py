@@ -14,22 +14,24 @@ from torch import Tensor, nn
 from .. import model_zoo
 from ..checkpoint import PluginCheckpointer
 from ..config import get_cfg
+from ..data.images import readable_name
 
-__all__ = ["load_config", "load_model", "load_photo"]
+__all__ = ["load_config", "load_model", "load_photo", "read_photo"]
 
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
     """The config of a file or of a zoo name, for this machine.
 
     Args:
-        config_file: a path, or a name such as "csp_cascade.yaml".
+        config_file: a path, or a name such as "csp_cascade.yaml"; None takes the defaults.
         opts: KEY VALUE pairs to change.
 
     Raises:
         FileNotFoundError: there is no such config.
     """
     cfg = get_cfg()
-    cfg.merge_from_file(model_zoo.find_config(config_file), allow_unsafe=False)
+    if config_file is not None:
+        cfg.merge_from_file(model_zoo.find_config(config_file), allow_unsafe=False)
     cfg.merge_from_list(list(opts))
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -37,10 +39,41 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """The model in eval mode with ``MODEL.WEIGHTS``."""
+    """The model in eval mode with ``MODEL.WEIGHTS``.
+
+    Raises:
+        OSError: there are no such weights.
+        ValueError: these are no weights, or not for this config.
+        IncompleteWeightsError: they do not fill the model.
+    """
     model = build_model(cfg).eval()
-    PluginCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    checkpointer = PluginCheckpointer(model, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
+
+
+def read_photo(
+    path: str | Path, image_format: str, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The pixels of a photograph, upright, in its own size; of 16-bit images the high bytes.
+
+    Args:
+        path: the image file.
+        image_format: as ``INPUT.FORMAT``.
+        size: width and height that annotations of it refer to, if there are any.
+
+    Returns:
+        (H, W, 3).
+
+    Raises:
+        OSError: it cannot be read as an image; the message names it.
+    """
+    try:
+        return read_image(readable_name(str(path), size), format=image_format)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise what they please
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
 
 
 def load_photo(cfg: CfgNode, path: str | Path) -> tuple[Tensor, np.ndarray]:
@@ -48,8 +81,11 @@ def load_photo(cfg: CfgNode, path: str | Path) -> tuple[Tensor, np.ndarray]:
 
     Returns:
         (3, H, W) in ``INPUT.FORMAT`` for the model, and (H, W, 3) RGB, uint8, to draw on.
+
+    Raises:
+        OSError: as :func:`read_photo`.
     """
-    pixels = read_image(str(path), format=cfg.INPUT.FORMAT)
+    pixels = read_photo(path, cfg.INPUT.FORMAT)
     resize = transforms.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     pixels = resize.get_transform(pixels).apply_image(pixels)
     image = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))

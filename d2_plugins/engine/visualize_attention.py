@@ -7,7 +7,6 @@ Detections stand in for the annotations of training: an object's class is the de
 Shape shorthand: R regions, P pooled resolution, H and W of the image as the network sees it.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cli import photo_parser
 from .photo import load_config, load_model, load_photo
 
 __all__ = ["RegionAttention", "draw_regions", "explain_regions", "main", "shade"]
@@ -165,14 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 if nothing is detected.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="or a zoo name")
-    parser.add_argument("--input", required=True, metavar="FILE", help="a photograph")
-    parser.add_argument("--output", default="attention.png", metavar="FILE", help="the picture")
+    parser = photo_parser(__doc__, _EXAMPLE, output="attention.png")
     parser.add_argument("--num-regions", type=int, default=6, help="best detections to show")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config values to change")
     args = parser.parse_args(argv)
     cfg = attention_config(load_config(args.config_file, args.opts))
     model = load_model(cfg)

@@ -4,7 +4,6 @@ Side by side: the cells' anchors, their boxes after every stage, and where the l
 convolution samples for them.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torchvision.ops import nms
 
 from ..layers.adaptive_conv_geometry import sampling_points
 from ..modeling.proposal_generator import CascadeRPN
+from .cli import photo_parser
 from .photo import load_config, load_model, load_photo
 
 __all__ = ["ChosenCells", "choose_cells", "draw", "main", "trace_cells"]
@@ -56,12 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="or a zoo name")
-    parser.add_argument("--input", required=True, metavar="FILE", help="a photograph")
-    parser.add_argument("--output", default="proposals.png", metavar="FILE", help="the picture")
+    parser = photo_parser(__doc__, _EXAMPLE, output="proposals.png")
     parser.add_argument("--num-cells", type=int, default=5, help="best cells to show")
     parser.add_argument(
         "--cell",
@@ -69,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="LEVEL:ROW:COLUMN",
         help="show this cell, e.g. p3:12:40, instead of the best ones; may be repeated",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config values to change")
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts)
     image, photo = load_photo(cfg, args.input)
