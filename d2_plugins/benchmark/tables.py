@@ -71,6 +71,7 @@ TABLES: dict[str, Table] = {
         opts=(
             *("MODEL.META_ARCHITECTURE", "ProposalNetwork"),
             *("MODEL.RPN.PRE_NMS_TOPK_TEST", "1000", "MODEL.RPN.POST_NMS_TOPK_TEST", "1000"),
+            *("MODEL.RPN.LOSS_WEIGHT", "1.0", "SOLVER.BASE_LR", "0.02"),
             *("SOLVER.MAX_ITER", "300", "SOLVER.STEPS", "(240,)"),
             *_NO_EVALUATION_BEFORE_THE_END,
         ),
