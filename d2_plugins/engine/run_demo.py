@@ -14,7 +14,7 @@ from .setup import build_cfg
 
 __all__ = ["run_demo"]
 
-_CONFIG = "Demo/faster_rcnn.yaml"
+_CONFIG = "Demo/csp_cascade.yaml"
 
 
 def run_demo(opts: Sequence[str] = ()) -> float:
