@@ -32,7 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs, a video, and a detector with masks, with its weights for both formats."""
     folder = tmp_path_factory.mktemp("demo")
     write_toy_coco(folder, num_images=3, size=(60, 90))
-    frames = [cv2.imread(str(path)) for path in sorted((folder / "images").iterdir())]
+    frames = []
+    for path in sorted((folder / "images").iterdir()):
+        frames.append(cv2.imread(str(path)))
+        frames[-1][..., 0] //= 4  # little blue: channels in a wrong order show
+        cv2.imwrite(str(path), frames[-1])
     codec = cv2.VideoWriter.fourcc(*"mp4v")
     writer = cv2.VideoWriter(str(folder / "street.mp4"), codec, 12.0, (90, 60))
     for i in range(7):
@@ -98,8 +102,7 @@ def test_images(folder: Path, tmp_path: Path, image_format: str) -> None:
     drawn = np.asarray(Image.open(output / "000.png"))[..., ::-1].astype(int)
     changed = np.abs(drawn - photographs[1]).max(axis=-1) > 40
     assert drawn.shape == photographs[1].shape
-    # Boxes and masks were drawn; the picture below is there, its channels in their order.
-    assert 0.02 < changed.mean() < 0.9
+    assert 0.02 < changed.mean() < 0.9  # boxes and masks
 
 
 def test_video(folder: Path, tmp_path: Path) -> None:
@@ -118,6 +121,17 @@ def test_video(folder: Path, tmp_path: Path) -> None:
     ]
     assert all(0.02 < (d > 40).mean() < 0.9 for d in difference)
     assert {path.name for path in tmp_path.iterdir()} == {"street.mp4", "rows.json"}
+
+
+def test_where_nothing_is_detected_nothing_is_drawn(folder: Path, tmp_path: Path) -> None:
+    rest = ["--output", tmp_path, "--json", tmp_path / "rows.json", "--confidence-threshold", 1]
+    photograph = folder / "images" / "002.png"
+    assert command(folder, "--input", photograph, *rest) == 0
+    assert json.loads((tmp_path / "rows.json").read_text()) == []
+    assert np.array_equal(cv2.imread(str(tmp_path / "002.png")), cv2.imread(str(photograph)))
+    assert command(folder, "--video-input", folder / "street.mp4", *rest) == 0
+    drawn, frames = (read_video(at / "street.mp4")[0] for at in (tmp_path, folder))
+    assert np.abs(np.subtract(drawn, frames, dtype=float)).mean() < 8  # compressed twice
 
 
 def read_video(path: Path) -> tuple[list[np.ndarray], float]:
