@@ -54,6 +54,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "export": ["onnx", "onnxruntime", "onnxscript"],
         "dev": [
             "hypothesis",
             "import-linter",

@@ -1,0 +1,145 @@
+"""Whether an exported program finds what the model finds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Instances
+from torch import Tensor
+
+from .detector import ExportableDetector
+from .formats import load_exported, write
+
+__all__ = ["Difference", "compare", "detect", "export_and_check"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest differences between the model's detections and a program's.
+
+    Attributes:
+        detections: how many the model found.
+        missing: how many of them have no counterpart of the same class.
+        extra: how many counterparts there are too many.
+        box: largest difference of a coordinate, in pixels.
+        score: largest difference of a score.
+        mask: largest difference of a mask's probability; 0 without masks.
+    """
+
+    detections: int
+    missing: int
+    extra: int
+    box: float
+    score: float
+    mask: float
+
+    def within(self, *, box: float, score: float) -> bool:
+        """Whether every detection has its counterpart within these tolerances.
+
+        Args:
+            box: in pixels.
+            score: of scores and of mask probabilities.
+        """
+        same = not (self.missing or self.extra)
+        return same and self.box <= box and max(self.score, self.mask) <= score
+
+    def __str__(self) -> str:
+        unmatched = f"; {self.missing} missing, {self.extra} extra" * bool(
+            self.missing or self.extra
+        )
+        return (
+            f"{self.detections} detections, largest difference {self.box:.1e} px, "
+            f"{self.score:.1e} in score, {self.mask:.1e} in masks{unmatched}"
+        )
+
+
+@torch.no_grad()
+def detect(model: GeneralizedRCNN, image: Tensor) -> Instances:
+    """What a detectron2 model finds in one image, in pixels of that image.
+
+    Args:
+        model: in evaluation mode.
+        image: (3, H, W), not padded.
+    """
+    (found,) = model.inference([{"image": image}], do_postprocess=False)
+    return found
+
+
+def compare(expected: Instances, outputs: Sequence[Tensor]) -> Difference:
+    """Pair the detections and take the largest differences.
+
+    The order is not compared: it is by score, and scores may be equal but for rounding. Each
+    expected detection is paired with the nearest one of its class that is still free.
+
+    Args:
+        expected: of the model, see :func:`detect`.
+        outputs: of the exported program: boxes, scores, classes and perhaps masks.
+    """
+    boxes, scores, classes, *masks = outputs
+    want = expected.to(boxes.device)
+    distances = (want.pred_boxes.tensor[:, None] - boxes).abs().amax(dim=2)
+    distances[want.pred_classes[:, None] != classes] = torch.inf
+    ours: list[int] = []
+    theirs: list[int] = []
+    for k, row in enumerate(distances.clone()):
+        row[theirs] = torch.inf
+        if len(row) and row.min().isfinite():
+            ours.append(k)
+            theirs.append(int(row.argmin()))
+
+    def largest(x: Tensor) -> float:
+        return x.abs().max().item() if x.numel() else 0.0
+
+    return Difference(
+        detections=len(want),
+        missing=len(want) - len(ours),
+        extra=len(boxes) - len(theirs),
+        box=largest(distances[ours, theirs]),
+        score=largest(want.scores[ours] - scores[theirs]),
+        mask=largest(want.pred_masks[ours] - masks[0][theirs]) if masks else 0.0,
+    )
+
+
+def export_and_check(
+    detector: ExportableDetector,
+    model: GeneralizedRCNN,
+    images: Sequence[Tensor],
+    paths: Sequence[str | Path],
+    *,
+    box_tolerance: float = 0.1,
+    score_tolerance: float = 1e-4,
+) -> bool:
+    """Write a detector, read every file back, and print how its detections differ.
+
+    The example it is written with is a part of the first image: that the whole images come out
+    right shows that nothing is bound to the example's size or content.
+
+    Args:
+        detector: what to write.
+        model: the model it was made from.
+        images: (3, H, W) each, not padded.
+        paths: files to write, see :func:`~.formats.write`.
+        box_tolerance: in pixels.
+        score_tolerance: of scores and of mask probabilities.
+
+    Returns:
+        Whether every program finds what the model finds in every image. An image in which the model
+        finds nothing shows nothing, and counts as a failure.
+    """
+    images = [image.to(model.device) for image in images]
+    height, width = images[0].shape[-2:]
+    write(detector, images[0][:, : height * 3 // 4, : width * 3 // 4], paths)
+    good = True
+    for path in paths:
+        program = load_exported(path)
+        for image in images:
+            difference = compare(detect(model, image), program(*detector.pad_input(image)))
+            same = difference.within(box=box_tolerance, score=score_tolerance)
+            verdict = "same" if same else "DIFFERENT"
+            if not difference.detections:
+                verdict = "NOTHING FOUND: lower MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+            good &= verdict == "same"
+            print(f"{path}, {image.shape[2]} x {image.shape[1]}: {verdict}, {difference}")
+    return good

@@ -1,0 +1,134 @@
+"""Which boxes to keep, written so that every size but that of NMS's answer is known in advance.
+
+detectron2's ``find_top_rpn_proposals`` and ``fast_rcnn_inference`` branch on values (is any box not
+finite?) and drop rows as they go, which an exporter cannot follow. These functions keep the rows,
+mark those that are dropped with a score of minus infinity, and choose the same boxes.
+
+Shapes: L levels, Ri boxes of level i, P proposals, K classes, D detections.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import nms
+
+__all__ = ["clip_boxes", "select_detections", "select_proposals"]
+
+_DROPPED = -math.inf
+
+
+def clip_boxes(boxes: Tensor, size: Tensor) -> Tensor:
+    """Boxes within the image, as ``Boxes.clip`` has it.
+
+    Args:
+        boxes: (..., 4) XYXY.
+        size: (2,) height and width of the image.
+    """
+    return torch.minimum(boxes.clamp(min=0), size[[1, 0, 1, 0]].to(boxes))
+
+
+def select_proposals(
+    boxes: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    size: Tensor,
+    *,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    nms_thresh: float,
+    min_box_size: float,
+) -> tuple[Tensor, Tensor]:
+    """The best of each level, NMS per level, the best of all; ``find_top_rpn_proposals``'s choice.
+
+    Args:
+        boxes: L tensors of (Ri, 4), of one image.
+        logits: L tensors of (Ri,).
+        size: (2,) height and width of the image.
+        pre_nms_topk: how many of each level go into NMS.
+        post_nms_topk: P, unless the levels together have fewer.
+        nms_thresh: boxes of a higher IoU than this with a better one are dropped.
+        min_box_size: so are those with a side not above this, in pixels.
+
+    Returns:
+        (P, 4) boxes, best first, and (P,) which of them are there at all: the others, at the end,
+        are boxes of no size.
+    """
+    kept_boxes, kept_logits = [], []
+    for boxes_i, logits_i in zip(boxes, logits, strict=True):
+        # Levels of fewer cells are filled up: a number of boxes that no image size changes.
+        logits_i, order = F.pad(logits_i, (0, pre_nms_topk), value=_DROPPED).topk(pre_nms_topk)
+        boxes_i = F.pad(boxes_i, (0, 0, 0, pre_nms_topk))[order]
+        finite = boxes_i.isfinite().all(dim=1) & logits_i.isfinite()
+        boxes_i = clip_boxes(torch.where(finite[:, None], boxes_i, 0.0), size)
+        usable = finite & (boxes_i[:, 2:] - boxes_i[:, :2] > min_box_size).all(dim=1)
+        # A box of no size overlaps nothing.
+        boxes_i = torch.where(usable[:, None], boxes_i, 0.0)
+        logits_i = torch.where(usable, logits_i, _DROPPED)
+        best = nms(boxes_i, logits_i, nms_thresh)
+        kept_boxes.append(boxes_i)
+        kept_logits.append(torch.full_like(logits_i, _DROPPED).scatter(0, best, logits_i[best]))
+    all_logits = torch.cat(kept_logits)
+    all_logits, order = all_logits.topk(min(post_nms_topk, len(boxes) * pre_nms_topk))
+    valid = all_logits > _DROPPED
+    return torch.where(valid[:, None], torch.cat(kept_boxes)[order], 0.0), valid
+
+
+def select_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    valid: Tensor,
+    size: Tensor,
+    *,
+    score_thresh: float,
+    nms_thresh: float,
+    topk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Threshold, NMS per class, the best of all: ``fast_rcnn_inference``'s choice for one image.
+
+    Args:
+        boxes: (P, K * 4) or (P, 4) XYXY.
+        scores: (P, K + 1), the background last.
+        valid: (P,) which proposals are there at all.
+        size: (2,) height and width of the image.
+        score_thresh: scores not above this are dropped.
+        nms_thresh: as in :func:`select_proposals`.
+        topk: D.
+
+    Returns:
+        Boxes (D, 4), scores (D,) and classes (D,), best first; where there are fewer than D, the
+        rest have a score of minus infinity.
+    """
+    num_classes = scores.shape[1] - 1
+    finite = valid & boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
+    scores = torch.where(finite[:, None], scores[:, :-1], _DROPPED)
+    boxes = torch.where(finite[:, None], boxes, 0.0).unflatten(1, (-1, 4))
+    boxes = clip_boxes(boxes, size).expand(-1, num_classes, -1)
+    rows, classes = (scores > max(score_thresh, _DROPPED)).nonzero().unbind(1)
+    boxes, scores = boxes[rows, classes], scores[rows, classes]
+    keep = nms(boxes + _apart(classes, num_classes, size), scores, nms_thresh)
+    # Filled up to D, for the same reason as above.
+    scores, order = F.pad(scores[keep], (0, topk), value=_DROPPED).topk(topk)
+    boxes, classes = boxes[keep], classes[keep]
+    return F.pad(boxes, (0, 0, 0, topk))[order], scores, F.pad(classes, (0, topk))[order]
+
+
+def _apart(classes: Tensor, num_classes: int, size: Tensor) -> Tensor:
+    """Shifts that keep boxes of different classes from overlapping.
+
+    The classes lie on a square around the origin, an image apart. In a row, as in torchvision's
+    ``batched_nms``, 80 classes would cost float32 coordinates all but a hundredth of a pixel.
+
+    Args:
+        classes: (R,) of the boxes.
+        num_classes: K.
+        size: (2,) height and width, which no box exceeds.
+
+    Returns:
+        (R, 4), to be added to boxes.
+    """
+    columns = math.ceil(math.sqrt(num_classes))
+    place = torch.stack([classes % columns, classes // columns], dim=1) - columns // 2
+    shift = place * (size.max() + 1)
+    return torch.cat([shift, shift], dim=1).float()

@@ -1,0 +1,50 @@
+"""Every format, written, read back and run on images of other sizes and content."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from d2_plugins.export import ExportableDetector, check_paths, compare, detect, load_exported, write
+from tests.export.models import FLAGSHIP, MASK, PLAIN, image, small_model
+
+
+def assert_same(detector: ExportableDetector, model: nn.Module, path: Path) -> None:
+    program = load_exported(path)
+    for seed, (height, width) in enumerate(((96, 128), (120, 101), (200, 161)), start=1):
+        other = image(height, width, seed)
+        difference = compare(detect(model, other), program(*detector.pad_input(other)))
+        assert difference.detections > 20
+        assert difference.within(box=0.1, score=1e-4), (path.name, difference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "opts"), [(PLAIN, ()), (FLAGSHIP, MASK)])
+def test_every_format(config: str, opts: tuple[object, ...], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = small_model(config, opts)
+    detector = ExportableDetector(model)
+    paths = [tmp_path / "new" / f"model{suffix}" for suffix in (".ts", ".pt2", ".onnx")]
+    write(detector, image(130, 150), paths)
+    for path in paths:
+        assert_same(detector, model, path)
+    session = onnxruntime.InferenceSession(str(paths[-1]))
+    assert [x.name for x in session.get_inputs()] == ["image", "size"]
+    names = ["boxes", "scores", "classes", "masks"]
+    assert [x.name for x in session.get_outputs()] == (names if MASK == opts else names[:3])
+    assert all(isinstance(side, str) for side in session.get_inputs()[0].shape[1:])  # free
+
+
+def test_unknown_suffix() -> None:
+    with pytest.raises(ValueError, match=r"model\.pb: .*\.ts \(TorchScript\).*\.onnx \(ONNX\)"):
+        check_paths(["a.onnx", "model.pb"])
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_library_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    check_paths(["model.ts", "model.pt2"])
+    with pytest.raises(ImportError, match=rf"ONNX needs {missing}: pip install .*\[export\]"):
+        check_paths(["model.onnx"])

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Write a detector as TorchScript (.ts), torch.export (.pt2) or ONNX (.onnx), and check it.
+
+Every file is read back and run on the photographs (ONNX on ONNX Runtime); it must find the boxes
+that the model finds, or the exit status is 1. What is written takes images of any size:
+
+    inputs   image (3, H, W) float32, channels as in INPUT.FORMAT, 0..255, padded at the bottom and
+             on the right to the multiples that are printed; size (2,) int64, its height and width
+             before the padding
+    outputs  boxes (D, 4) XYXY in pixels of the image, scores (D,), classes (D,), with a mask head
+             masks (D, 1, M, M): probabilities over each box
+
+TorchScript and torch.export run on the device they are written on (MODEL.DEVICE).
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from d2_plugins.checkpoint import IncompleteWeightsError
+from d2_plugins.engine.cli import config_from, config_parser, exit_status
+from d2_plugins.engine.errors import UsageError
+from d2_plugins.engine.photo import load_model, load_photo
+from d2_plugins.export import ExportableDetector, check_paths, export_and_check
+
+EXAMPLE = """
+Example:
+    $ tools/export_model.py --config-file configs/csp_cascade.yaml --input photo.jpg \\
+        --output model.onnx --output model.ts MODEL.WEIGHTS model_final.pth
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = config_parser(__doc__, EXAMPLE)
+    repeatable = {"required": True, "action": "append", "metavar": "FILE"}
+    parser.add_argument("--input", **repeatable, help="a photograph; repeatable")
+    parser.add_argument("--output", **repeatable, help="to write; repeatable")
+    parser.add_argument("--box-tolerance", type=float, default=0.1, help="pixels (%(default)s)")
+    parser.add_argument("--score-tolerance", type=float, default=1e-4, help="(%(default)s)")
+    return exit_status(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    cfg = config_from(args)
+    try:
+        check_paths(args.output)
+        images = [load_photo(cfg, path)[0] for path in args.input]
+        model = load_model(cfg)
+        detector = ExportableDetector(model)
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        AssertionError,  # what detectron2's checkpointer makes of a missing file
+        IncompleteWeightsError,
+    ) as error:
+        raise UsageError(str(error)) from error
+    print(f"pad images to multiples of {detector.divisor}, at least {detector.least_side} pixels")
+    same = export_and_check(
+        detector,
+        model,
+        images,
+        args.output,
+        box_tolerance=args.box_tolerance,
+        score_tolerance=args.score_tolerance,
+    )
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
