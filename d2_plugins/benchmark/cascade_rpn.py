@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import get_cfg
 from ..modeling.proposal_generator import region_match
+from .fixed_work import random_boxes
 from .timing import median_ratio
 
 __all__ = ["cascade_rpn", "region_matching"]
@@ -45,7 +46,7 @@ def cascade_rpn(channels: int = 256, repeats: int = 5) -> dict[str, float]:
         for s, size in zip(_STRIDES, _feature_sizes(), strict=True)
     }
     images = ImageList(torch.zeros(1, 3, *_SIZE), [_SIZE])
-    gt = Instances(_SIZE, gt_boxes=_boxes(8))
+    gt = Instances(_SIZE, gt_boxes=Boxes(random_boxes(8, _SIZE)))
     ours, theirs = (sum(p.numel() for p in model.parameters()) for model in models)
     return {
         "inference_vs_rpn": median_ratio(
@@ -69,7 +70,7 @@ def region_matching(num_boxes: int = 1000, repeats: int = 11) -> dict[str, float
         ``milliseconds`` on this machine.
     """
     torch.manual_seed(0)
-    boxes, sizes = _boxes(num_boxes), _feature_sizes()
+    boxes, sizes = Boxes(random_boxes(num_boxes, _SIZE)), _feature_sizes()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,16 +86,6 @@ def region_matching(num_boxes: int = 1000, repeats: int = 11) -> dict[str, float
 
 def _feature_sizes() -> list[tuple[int, int]]:
     return [(-(-_SIZE[0] // s), -(-_SIZE[1] // s)) for s in _STRIDES]
-
-
-def _boxes(number: int) -> Boxes:
-    """Boxes of log-uniform sides from 8 to 400 pixels, clipped to the image."""
-    height, width = _SIZE
-    centre = torch.rand(number, 2) * torch.tensor([width, height])
-    sides = 8 * 50 ** torch.rand(number, 2)
-    boxes = Boxes(torch.cat([centre - sides / 2, centre + sides / 2], dim=1))
-    boxes.clip(_SIZE)
-    return boxes
 
 
 def _build(name: str, channels: int) -> nn.Module:
