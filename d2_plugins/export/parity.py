@@ -71,7 +71,9 @@ def compare(expected: Instances, outputs: Sequence[Tensor]) -> Difference:
     """Pair the detections and take the largest differences.
 
     The order is not compared: it is by score, and scores may be equal but for rounding. Each
-    expected detection is paired with the nearest one of its class that is still free.
+    expected detection is paired with the nearest one of its class that is still free. Which of two
+    overlapping boxes NMS keeps is up to rounding, too, if they score the same: in a plain sky, for
+    example, neighbouring cells do. That counts as a difference here.
 
     Args:
         expected: of the model, see :func:`detect`.
