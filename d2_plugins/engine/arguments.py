@@ -14,7 +14,7 @@ Four GPUs:
     $ tools/train_net.py --config-file configs/csp_cascade.yaml --num-gpus 4
 
 No GPU, and some config values changed (KEY VALUE pairs come last):
-    $ tools/train_net.py --config-file configs/Demo/shapes.yaml --num-gpus 0 SOLVER.MAX_ITER 100
+    $ tools/train_net.py --config-file configs/Demo/faster_rcnn.yaml --num-gpus 0 SOLVER.MAX_ITER 9
 
 Your own data in COCO format; the class counts are set from it:
     $ tools/train_net.py --config-file configs/csp_cascade.yaml \\
