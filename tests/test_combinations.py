@@ -1,18 +1,23 @@
 """The parts together: every combination trains, predicts and survives its config's dump."""
 
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
-from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 
-from d2_plugins import get_cfg, model_zoo
+from d2_plugins import get_cfg
 
+from .helpers import REPO
+from .stock import STOCK_HEADS, behaviour, make_stock, small_batch
 from .toy import toy_cfg
 
 BACKBONES = {
@@ -28,7 +33,11 @@ BACKBONES = {
         *("MODEL.TIMM.NAME", "lcnet_035"),
     ),
 }
-# Without PIXEL_STD and the like, which have their own tests.
+BOTTOM_UP = {
+    "cspnet": "CSPNet",
+    "attention_resnet": "AttentionResNet",
+    "timm": "TimmBackbone",
+}
 PROPOSALS = {
     "rpn": ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN"),
     "cascade_rpn": (
@@ -48,7 +57,11 @@ HEADS = {
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     ),
 }
+# Under their names with Inverted Attention off.
+OUR_HEADS = {"StandardROIHeads": "PluginROIHeads", "CascadeROIHeads": "PluginCascadeROIHeads"}
 SMALL = (
+    # All anchors are sampled: no level of the pyramid goes without a loss by chance.
+    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 1100),
     *("MODEL.DOUBLE_HEAD.FC_DIM", 16, "MODEL.DOUBLE_HEAD.CONV_DIM", 16),
     *("MODEL.DOUBLE_HEAD.NUM_CONV", 1),
     *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
@@ -72,101 +85,98 @@ def combined_cfg(
     )
 
 
-def batch(seed: int = 0) -> list[dict]:
-    """Two images, one of them without objects."""
-    generator = torch.Generator().manual_seed(seed)
-    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [30.0, 10.0, 75.0, 44.0], [8.0, 8.0, 24.0, 24.0]])
-    inputs = []
-    for present in (slice(None), slice(0)):
-        masks = torch.zeros(3, 64, 80, dtype=torch.bool)
-        for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
-            mask[y0:y1, x0:x1] = True
-        instances = Instances(
-            (64, 80),
-            gt_boxes=Boxes(boxes[present]),
-            gt_classes=torch.tensor([0, 1, 0])[present],
-            gt_masks=BitMasks(masks[present]),
-        )
-        image = torch.randint(0, 256, (3, 64, 80), generator=generator, dtype=torch.uint8)
-        inputs.append({"image": image, "height": 64, "width": 80, "instances": instances})
-    return inputs
-
-
 @pytest.mark.parametrize(("backbone", "proposals", "heads", "inverted", "mask"), COMBINATIONS)
 def test_combination(
     backbone: str, proposals: str, heads: str, inverted: bool, mask: bool, tmp_path: Path
 ) -> None:
     cfg = combined_cfg(tmp_path, backbone, proposals, heads, inverted, mask)
     torch.manual_seed(0)
-    model = build_model(cfg).train()
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    with EventStorage():
-        for step in range(2):
-            losses = model(batch(step))
-            assert all(loss.isfinite() for loss in losses.values()), losses
-            assert ("loss_mask" in losses) == mask
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-            assert without == []
-            optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        outputs = model(batch())
-    assert len(outputs) == 2
+    model = build_model(cfg)
+    check_parts(model, backbone, proposals, heads, inverted, mask)
+    learns(model, mask)
+    outputs = detect(model)
     for output in outputs:
-        assert output["instances"].pred_boxes.tensor.isfinite().all()
-        assert output["instances"].has("pred_masks") == mask
+        assert len(output) > 0
+        assert output.pred_boxes.tensor.isfinite().all()
+        assert output.scores.isfinite().all()
+        assert output.has("pred_masks") == mask
 
     (tmp_path / "dump.yaml").write_text(cfg.dump())
     again = get_cfg()
     again.merge_from_file(str(tmp_path / "dump.yaml"), allow_unsafe=False)
-    rebuilt = build_model(again).eval()
-    rebuilt.load_state_dict(model.state_dict())  # strict
-    with torch.no_grad():
-        repeated = rebuilt(batch())
-    for output, other in zip(outputs, repeated, strict=True):
-        assert torch.equal(output["instances"].scores, other["instances"].scores)
+    # Compared as read: YAML has no tuples within tuples.
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    rebuilt = build_model(again)
+    assert list(rebuilt.state_dict()) == list(model.state_dict())
+    rebuilt.load_state_dict(model.state_dict())
+    for output, other in zip(outputs, detect(rebuilt), strict=True):
+        assert torch.equal(output.scores, other.scores)
+        assert torch.equal(output.pred_boxes.tensor, other.pred_boxes.tensor)
 
 
-@pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads"])
-def test_without_plugins_the_model_is_detectron2s(heads: str) -> None:
-    results = []
-    for make_cfg in (detectron2_get_cfg, get_cfg):
-        cfg = make_cfg()
-        stock = model_zoo.get_config("Base-RCNN-FPN.yaml")
-        for node in ("RESNETS", "FPN", "ANCHOR_GENERATOR", "RPN", "ROI_MASK_HEAD"):
-            cfg.MODEL[node].merge_from_other_cfg(stock.MODEL[node])
-        cfg.merge_from_list(
-            [
-                *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.DEVICE", "cpu"),
-                *("MODEL.ROI_HEADS.NAME", heads, "MODEL.MASK_ON", True),
-                *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
-                *("MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-                *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 2),
-                *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
-                *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", heads == "CascadeROIHeads"),
-                *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-                *("MODEL.FPN.OUT_CHANNELS", 16),
-            ]
-        )
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        state = model.state_dict()
-        torch.manual_seed(1)
-        with EventStorage():
-            losses = model.train()(batch())
-        model.eval()
-        with torch.no_grad():
-            found = [output["instances"] for output in model(batch())]
-        results.append((state, losses, found))
-    (state, losses, found), (our_state, our_losses, our_found) = results
-    assert list(our_state) == list(state)
-    assert all(torch.equal(our_state[name], state[name]) for name in state)
-    assert our_losses.keys() == losses.keys()
-    assert all(torch.equal(our_losses[name], losses[name]) for name in losses)
-    for ours, stock_found in zip(our_found, found, strict=True):
-        assert len(ours)
-        assert torch.equal(ours.pred_boxes.tensor, stock_found.pred_boxes.tensor)
-        assert torch.equal(ours.scores, stock_found.scores)
-        assert torch.equal(ours.pred_masks, stock_found.pred_masks)
+def check_parts(
+    model: nn.Module, backbone: str, proposals: str, heads: str, inverted: bool, mask: bool
+) -> None:
+    """What the config asks for is there: no key is without effect."""
+    assert type(model.backbone.bottom_up).__name__ == BOTTOM_UP[backbone]
+    assert type(model.proposal_generator).__name__ == PROPOSALS[proposals][1]
+    assert type(model.roi_heads).__name__ == HEADS[heads][1]
+    assert (model.roi_heads.inverted_attention is not None) == inverted
+    assert model.roi_heads.mask_on == mask
+
+
+def learns(model: nn.Module, mask: bool) -> None:
+    """Two steps, the second with an empty image: finite losses, a gradient everywhere.
+
+    What starts at zero (CBAM's spatial norm, the non-local unit's projection) holds the gradient
+    of the layers before it at zero in the first step.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    reached: set[str] = set()
+    model.train()
+    with EventStorage():
+        for step, objects in enumerate(((3, 2), (3, 0))):
+            losses = model(small_batch(step, objects))
+            assert all(loss.isfinite() for loss in losses.values()), losses
+            assert ("loss_mask" in losses) == mask
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+            assert [name for name, gradient in gradients.items() if gradient is None] == []
+            assert all(gradient.isfinite().all() for gradient in gradients.values())
+            reached |= {name for name, gradient in gradients.items() if gradient.any()}
+            optimizer.step()
+    assert sorted(set(gradients) - reached) == []
+
+
+@torch.no_grad()
+def detect(model: nn.Module) -> list[Instances]:
+    return [output["instances"] for output in model.eval()(small_batch())]
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], dict]:
+    """What detectron2 does where d2_plugins was never imported."""
+    path = tmp_path_factory.mktemp("stock") / "behaviour.pth"
+    subprocess.run([sys.executable, "-m", "tests.stock", str(path)], cwd=REPO, check=True)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("heads", STOCK_HEADS)
+def test_without_plugins_the_model_is_detectron2s(
+    heads: str, mask: bool, untouched: dict[tuple[str, bool], dict]
+) -> None:
+    """Weights, losses, gradients and detections, bit for bit: under detectron2's names, and under
+    ours with all methods off."""
+    cfg = make_stock(get_cfg(), heads, mask)
+    assert_same(behaviour(cfg), untouched[heads, mask])
+    cfg.MODEL.BACKBONE.NAME = "build_attention_resnet_fpn_backbone"
+    cfg.MODEL.ROI_HEADS.NAME = OUR_HEADS[heads]
+    assert_same(behaviour(cfg), untouched[heads, mask])
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []
+    assert len(theirs["scores of image 0"]) > 0
