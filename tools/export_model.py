@@ -2,7 +2,8 @@
 """Write a detector as TorchScript (.ts), torch.export (.pt2) or ONNX (.onnx), and check it.
 
 Every file is read back and run on the photographs (ONNX on ONNX Runtime); it must find the boxes
-that the model finds, or the exit status is 1. What is written takes images of any size:
+that the model finds, or the exit status is 1. What is written takes images of any size unless
+--fixed-size is given, which backbones with TensorFlow's 'same' padding (timm's tf_*) need:
 
     inputs   image (3, H, W) float32, channels as in INPUT.FORMAT, 0..255, padded at the bottom and
              on the right to the multiples that are printed; size (2,) int64, its height and width
@@ -20,7 +21,7 @@ from d2_plugins.checkpoint import IncompleteWeightsError
 from d2_plugins.engine.cli import config_from, config_parser, exit_status
 from d2_plugins.engine.errors import UsageError
 from d2_plugins.engine.photo import load_model, load_photo
-from d2_plugins.export import ExportableDetector, check_paths, export_and_check
+from d2_plugins.export import ExportableDetector, check_paths, check_sizes, export_and_check
 
 EXAMPLE = """
 Example:
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", **repeatable, help="to write; repeatable")
     parser.add_argument("--box-tolerance", type=float, default=0.1, help="pixels (%(default)s)")
     parser.add_argument("--score-tolerance", type=float, default=1e-4, help="(%(default)s)")
+    parser.add_argument(
+        "--fixed-size",
+        action="store_true",
+        help="for images of the photograph's padded size only (.pt2 and .onnx)",
+    )
     return exit_status(run, parser.parse_args(argv))
 
 
@@ -46,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         images = [load_photo(cfg, path)[0] for path in args.input]
         model = load_model(cfg)
         detector = ExportableDetector(model)
+        check_sizes(detector, images, args.output, fixed_size=args.fixed_size)
     except (
         ImportError,
         OSError,
@@ -62,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         box_tolerance=args.box_tolerance,
         score_tolerance=args.score_tolerance,
+        fixed_size=args.fixed_size,
     )
     return 0 if same else 1
 

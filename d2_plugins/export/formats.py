@@ -1,7 +1,7 @@
 """Writing a detector as TorchScript, as a program of ``torch.export`` and as ONNX; reading it back.
 
-All three take images of any size, as :class:`~.detector.ExportableDetector` does. TorchScript is
-traced and keeps the device it was traced on.
+All three take images of any size, as :class:`~.detector.ExportableDetector` does; the latter two of
+one size if asked to. TorchScript and ``torch.export`` keep the device they were made on.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from .detector import OUTPUTS, ExportableDetector
 
-__all__ = ["SUFFIXES", "capture", "check_paths", "load_exported", "write"]
+__all__ = ["SUFFIXES", "capture", "check_paths", "check_sizes", "load_exported", "write"]
 
 SUFFIXES = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
 # DeformConv, which the adaptive convolution becomes, came with 19.
@@ -41,33 +41,81 @@ def check_paths(paths: Sequence[str | Path]) -> None:
                 _require(name)
 
 
-def capture(detector: ExportableDetector, image: Tensor) -> ExportedProgram:
-    """The detector as a program of ``torch.export``, for images of any size.
+def check_sizes(
+    detector: ExportableDetector,
+    images: Sequence[Tensor],
+    paths: Sequence[str | Path],
+    *,
+    fixed_size: bool,
+) -> None:
+    """Refuse images that the programs to be written would not take.
+
+    Args:
+        detector: what to export.
+        images: (3, H, W) each, not padded.
+        paths: files to write.
+        fixed_size: whether for images of one size.
+
+    Raises:
+        ValueError: with a fixed size, the images differ in their padded size; without, the model
+            has layers whose sizes ``torch.export`` reasons about without coming to an end.
+    """
+    if all(Path(path).suffix == ".ts" for path in paths):
+        return
+    if fixed_size:
+        sizes = sorted({tuple(detector.pad_input(image)[0].shape[1:]) for image in images})
+        if len(sizes) > 1:
+            raise ValueError(f"a fixed size needs images of one padded size, not of {sizes}")
+        return
+    from timm.layers import Conv2dSame
+
+    for name, layer in detector.model.named_modules():
+        if isinstance(layer, Conv2dSame):
+            raise ValueError(
+                f"{name}: TensorFlow's 'same' padding (timm's Conv2dSame) can be "
+                "exported as .pt2 or .onnx with a fixed size only (--fixed-size)"
+            )
+
+
+def capture(
+    detector: ExportableDetector, image: Tensor, *, fixed_size: bool = False
+) -> ExportedProgram:
+    """The detector as a program of ``torch.export``.
 
     Args:
         detector: what to export.
         image: (3, H, W), an example.
+        fixed_size: for images of this padded size only, else of any.
     """
     inputs = detector.pad_input(image)
+    if fixed_size:
+        return torch.export.export(detector, inputs, strict=False)
     divisor, least_side = detector.divisor, detector.least_side
     sides = [divisor * Dim(name, min=least_side // divisor) for name in ("rows", "columns")]
     shapes = ({1: sides[0], 2: sides[1]}, None)
     return torch.export.export(detector, inputs, dynamic_shapes=shapes, strict=False)
 
 
-def write(detector: ExportableDetector, image: Tensor, paths: Sequence[str | Path]) -> None:
+def write(
+    detector: ExportableDetector,
+    image: Tensor,
+    paths: Sequence[str | Path],
+    *,
+    fixed_size: bool = False,
+) -> None:
     """Write the detector in the formats that the suffixes name.
 
     Args:
         detector: what to export.
-        image: (3, H, W), an example on the detector's device; what is written is not bound to its
-            size.
+        image: (3, H, W), an example on the detector's device.
         paths: files to write.
+        fixed_size: see :func:`capture`; TorchScript takes any size all the same.
 
     Raises:
-        ValueError, ImportError: as :func:`check_paths`.
+        ValueError, ImportError: as :func:`check_paths` and :func:`check_sizes`.
     """
     check_paths(paths)
+    check_sizes(detector, [image], paths, fixed_size=fixed_size)
     program = None
     for path in map(Path, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +126,7 @@ def write(detector: ExportableDetector, image: Tensor, paths: Sequence[str | Pat
                 inputs = detector.pad_input(image)
                 torch.jit.trace(detector, inputs, check_trace=False).save(str(path))
             continue
-        program = program or capture(detector, image)
+        program = program or capture(detector, image, fixed_size=fixed_size)
         if path.suffix == ".pt2":
             torch.export.save(program, path)
         else:

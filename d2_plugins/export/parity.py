@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from .detector import ExportableDetector
-from .formats import load_exported, write
+from .formats import check_sizes, load_exported, write
 
 __all__ = ["Difference", "compare", "detect", "export_and_check"]
 
@@ -112,11 +112,12 @@ def export_and_check(
     *,
     box_tolerance: float = 0.1,
     score_tolerance: float = 1e-4,
+    fixed_size: bool = False,
 ) -> bool:
     """Write a detector, read every file back, and print how its detections differ.
 
-    The example it is written with is a part of the first image: that the whole images come out
-    right shows that nothing is bound to the example's size or content.
+    The example it is written with is a part of the first image, with a fixed size its mirror image:
+    that the images themselves come out right shows that nothing is bound to the example.
 
     Args:
         detector: what to write.
@@ -125,14 +126,21 @@ def export_and_check(
         paths: files to write, see :func:`~.formats.write`.
         box_tolerance: in pixels.
         score_tolerance: of scores and of mask probabilities.
+        fixed_size: see :func:`~.formats.write`.
 
     Returns:
         Whether every program finds what the model finds in every image. An image in which the model
         finds nothing shows nothing, and counts as a failure.
+
+    Raises:
+        ValueError, ImportError: as :func:`~.formats.check_paths` and :func:`~.formats.check_sizes`.
     """
     images = [image.to(model.device) for image in images]
+    check_sizes(detector, images, paths, fixed_size=fixed_size)
     height, width = images[0].shape[-2:]
-    write(detector, images[0][:, : height * 3 // 4, : width * 3 // 4], paths)
+    part = images[0][:, : height * 3 // 4, : width * 3 // 4]
+    example = images[0].flip(2) if fixed_size else part
+    write(detector, example, paths, fixed_size=fixed_size)
     good = True
     for path in paths:
         program = load_exported(path)

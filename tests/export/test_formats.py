@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from d2_plugins.export import ExportableDetector, check_paths, compare, detect, load_exported, write
+from d2_plugins.export import (
+    ExportableDetector,
+    check_paths,
+    check_sizes,
+    compare,
+    detect,
+    export_and_check,
+    load_exported,
+    write,
+)
 from tests.export.models import FLAGSHIP, MASK, PLAIN, image, small_model
 
 
@@ -35,6 +44,23 @@ def test_every_format(config: str, opts: tuple[object, ...], tmp_path: Path) -> 
     names = ["boxes", "scores", "classes", "masks"]
     assert [x.name for x in session.get_outputs()] == (names if MASK == opts else names[:3])
     assert all(isinstance(side, str) for side in session.get_inputs()[0].shape[1:])  # free
+
+
+def test_fixed_size(tmp_path: Path) -> None:
+    """The only way for TensorFlow's padding, and refused otherwise; tracing follows it."""
+    model = small_model("PennFudan/faster_rcnn_efficientnet_lite0.yaml", ("MODEL.FPN.NORM", ""))
+    detector = ExportableDetector(model)
+    path = tmp_path / "model.pt2"
+    refusal = r"backbone.*Conv2dSame\) can be exported .* fixed size only \(--fixed-size\)"
+    with pytest.raises(ValueError, match=refusal):
+        write(detector, image(96, 128), [path])
+    check_sizes(detector, [image(96, 128)], ["model.ts"], fixed_size=False)
+    two = [image(96, 128), image(96, 140)]
+    with pytest.raises(ValueError, match=r"one padded size, not of \[\(96, 128\), \(96, 160\)\]"):
+        check_sizes(detector, two, [path], fixed_size=True)
+    assert export_and_check(
+        detector, model, [image(120, 150), image(100, 130, 1)], [path], fixed_size=True
+    )
 
 
 def test_unknown_suffix() -> None:
