@@ -20,6 +20,7 @@ from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
 from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions
+from .ema import build_ema
 from .hooks import BestCheckpoint, SeedPerIteration
 from .train_loop import StepTrainer, amp_dtype, wrap_ddp
 
@@ -35,10 +36,10 @@ class Trainer(DefaultTrainer):
     """Trains what a config describes; see DefaultTrainer for the use.
 
     What it adds: data-parallel training on CPUs, mixed precision on either device, clipping of
-    the whole model's gradient norm (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), atomic
-    checkpoints, the best checkpoint by ``TEST.BEST_METRIC``, and runs that depend on ``SEED`` and
-    the iteration alone: a resumed run ends with the weights of an uninterrupted one (bit for bit
-    on a CPU).
+    the whole model's gradient norm (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an average
+    of the weights that is evaluated and saved in their place (``SOLVER.EMA``), atomic checkpoints,
+    the best checkpoint by ``TEST.BEST_METRIC``, and runs that depend on ``SEED`` and the iteration
+    alone: a resumed run ends with the weights of an uninterrupted one (bit for bit on a CPU).
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -62,8 +63,9 @@ class Trainer(DefaultTrainer):
             norm_type=clip.NORM_TYPE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._ema = build_ema(cfg, model)
         self.checkpointer = PluginCheckpointer(
-            model,
+            self._ema.averaged if self._ema else model,
             cfg.OUTPUT_DIR,
             allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING,
             trainer=weakref.proxy(self),
@@ -107,14 +109,25 @@ class Trainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """detectron2's hooks, and the best checkpoint right after each evaluation."""
+        """detectron2's hooks, and the best checkpoint right behind each evaluation.
+
+        With ``SOLVER.EMA`` the average comes first, and it is what is evaluated.
+        """
         built = [hook for hook in super().build_hooks() if hook is not None]
+        evaluation = max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         metric = self.cfg.TEST.BEST_METRIC
         if metric and comm.is_main_process():
-            after_eval = 1 + max(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
             best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
-            built.insert(after_eval, best)
+            built.insert(evaluation + 1, best)
+        if self._ema is not None:
+            built[evaluation] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_averaged)
+            built.insert(0, self._ema)
         return built
+
+    def _test_averaged(self) -> dict[str, Any]:
+        assert self._ema is not None
+        self._last_eval_results = self.test(self.cfg, self._ema.averaged)
+        return self._last_eval_results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,31 +1,17 @@
 """The trainer: steps, mixed precision, clipping, and runs that resume to the same weights."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_plugins.engine import Trainer
 from d2_plugins.engine.train_loop import StepTrainer, amp_dtype
-from tests.toy import toy_cfg, write_toy_coco
-
-NAME = "toy_for_trainer"
-
-
-@pytest.fixture
-def toy_data(tmp_path: Path) -> Iterator[list[Any]]:
-    json_file, images = write_toy_coco(tmp_path)
-    register_coco_instances(NAME, {}, str(json_file), str(images))
-    yield ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,)]
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+from tests.toy import toy_cfg
 
 
 def train(output_dir: Path, opts: list[Any], *, stop_after: int | None = None) -> Trainer:
