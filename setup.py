@@ -51,6 +51,10 @@ setup(
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6",
         "timm>=1.0.9",
+        "matplotlib",
+        "pillow",
+        "pyyaml",
+        "tabulate",
         "tqdm",
     ],
     extras_require={
