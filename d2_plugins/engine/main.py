@@ -16,7 +16,7 @@ from .errors import UsageError, usage_errors
 from .launch import launch
 from .report import write_report
 from .setup import build_cfg, setup
-from .trainer import Trainer
+from .trainer import Trainer, merge_results
 
 __all__ = ["main", "run"]
 
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     with usage_errors("MODEL.WEIGHTS"):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = merge_results(results, Trainer.test_augmented(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

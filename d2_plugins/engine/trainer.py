@@ -19,12 +19,12 @@ from torch import nn
 from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
-from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions
+from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions, evaluate_tta
 from .ema import build_ema
 from .hooks import BestCheckpoint, SeedPerIteration
 from .train_loop import StepTrainer, amp_dtype, wrap_ddp
 
-__all__ = ["Trainer", "scale_to_world_size"]
+__all__ = ["Trainer", "merge_results", "scale_to_world_size"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,8 @@ class Trainer(DefaultTrainer):
         if metric and comm.is_main_process():
             best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
             built.insert(evaluation + 1, best)
+        if self.cfg.TEST.AUG.ENABLED:
+            built.insert(evaluation + 1, hooks.EvalHook(0, self._test_augmented))
         if self._ema is not None:
             built[evaluation] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_averaged)
             built.insert(0, self._ema)
@@ -128,6 +130,12 @@ class Trainer(DefaultTrainer):
         assert self._ema is not None
         self._last_eval_results = self.test(self.cfg, self._ema.averaged)
         return self._last_eval_results
+
+    def _test_augmented(self) -> dict[str, Any]:
+        model = self.model if self._ema is None else self._ema.averaged
+        results = self.test_augmented(self.cfg, model)
+        self._last_eval_results = merge_results(self._last_eval_results, results)
+        return results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -180,6 +188,26 @@ class Trainer(DefaultTrainer):
             mapper = PluginDatasetMapper(cfg, is_train=False)
             results = evaluate_corruptions(cfg, model, mapper, results)
         return results
+
+    @classmethod
+    def test_augmented(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate on ``DATASETS.TEST`` with the test-time augmentation of ``TEST.AUG``.
+
+        :meth:`train` does it once, at its end, if ``TEST.AUG.ENABLED``.
+
+        Args:
+            cfg: the whole config.
+            model: with its weights loaded.
+
+        Returns:
+            As :meth:`test`, the tasks called ``bbox_TTA`` and so on.
+        """
+        return evaluate_tta(cfg, model, lambda cfg: PluginDatasetMapper(cfg, is_train=False))
+
+
+def merge_results(results: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Metrics by task, or by data set and task, with more tasks added."""
+    return results | {name: results.get(name, {}) | metrics for name, metrics in more.items()}
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:

@@ -82,6 +82,22 @@ def test_recall_of_proposals_and_corrupted_images_are_evaluated_on_demand(
     assert trainer.model.training
 
 
+def test_augmented_evaluation_at_the_end_is_of_the_averaged_weights(
+    toy_data: list[Any], tmp_path: Path
+) -> None:
+    aug = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.MAX_SIZE", 80]
+    score = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.AUG.FLIP", False]
+    opts = [*toy_data, *aug, *score, "SOLVER.MAX_ITER", 4, "SOLVER.EMA.ENABLED", True]
+    trainer = Trainer(toy_cfg(tmp_path, opts))
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()
+    assert results is not None
+    # One view as in testing: what is evaluated is the same.
+    assert results["bbox_TTA"] == pytest.approx(results["bbox"], nan_ok=True)
+    written = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert written[-1]["bbox_TTA/AP"] == results["bbox_TTA"]["AP"]
+
+
 def test_a_new_run_sets_the_old_metrics_aside(toy_data: list[Any], tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("old")
     train(tmp_path, [*toy_data, "SOLVER.MAX_ITER", 1])
