@@ -21,6 +21,7 @@ from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
 from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions, evaluate_tta
 from .ema import build_ema
+from .errors import UsageError
 from .hooks import BestCheckpoint, SeedPerIteration
 from .train_loop import StepTrainer, amp_dtype, wrap_ddp
 
@@ -81,9 +82,18 @@ class Trainer(DefaultTrainer):
 
         Args:
             resume: continue if ``OUTPUT_DIR`` holds a checkpoint.
+
+        Raises:
+            UsageError: not all processes would start from the same iteration.
         """
         found = self.checkpointer.has_checkpoint()
         super().resume_or_load(resume=resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:  # they would average the gradients of different models
+            raise UsageError(
+                f"--resume: the processes would start from the iterations {starts}. OUTPUT_DIR "
+                f"must be one folder that all machines see, not {self.cfg.OUTPUT_DIR} on each"
+            )
         if resume and found:
             logger.info("Resuming from iteration %d of %d", self.start_iter, self.max_iter)
         elif resume:
