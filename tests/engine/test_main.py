@@ -1,7 +1,5 @@
 """What a training leaves behind, and mistakes that show up only when it starts."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,6 @@ from d2_plugins.engine import main
 from tests.toy import TOY_OPTS
 
 CONFIG = ("--config-file", "Demo/Base-shapes.yaml", "--num-gpus", "0")
-
-
-@pytest.fixture(autouse=True)
-def _loggers_as_before() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in (None, "detectron2", "fvcore", "d2_plugins")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def train(folder: Path, data: list[Any], *opts: str) -> int:
