@@ -88,6 +88,9 @@ def _check_tta(cfg: CfgNode) -> None:
     ):
         if value != allowed:
             raise ValueError(f"{key} is {value}; with TEST.AUG.ENABLED, allowed: {allowed}")
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; allowed: positive sizes, at least one")
 
 
 def predicts_instances(cfg: CfgNode) -> bool:
