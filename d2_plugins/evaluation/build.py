@@ -75,6 +75,22 @@ def check_test_config(cfg: CfgNode) -> None:
     """
     check_engine(cfg.TEST.COCO_EVALUATOR)
     build_corruptions(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        _check_tta(cfg)
+
+
+def _check_tta(cfg: CfgNode) -> None:
+    """The models that detectron2 has test-time augmentation for."""
+    for key, value, allowed in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, "GeneralizedRCNN"),
+        ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON, False),
+        ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS, False),
+    ):
+        if value != allowed:
+            raise ValueError(f"{key} is {value}; with TEST.AUG.ENABLED, allowed: {allowed}")
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; allowed: positive sizes, at least one")
 
 
 def predicts_instances(cfg: CfgNode) -> bool:
