@@ -8,6 +8,8 @@ import re
 import shlex
 from typing import NamedTuple
 
+from tests.toy import TOY_LAZY_OPTS
+
 
 class Change(NamedTuple):
     """``re.sub(pattern, replacement, command)``, and why."""
@@ -63,8 +65,17 @@ CHANGED: tuple[Change, ...] = (
     Change(rf"^{_TAKES_KEYS}.*", rf"\g<0> {shlex.join(SMALL)}", "seconds, not hours"),
     Change(
         r"^tools/export_model\.py.*",
-        r"\g<0> INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 160",
-        "it wants images of 96 pixels and more",
+        r"\g<0> INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 128 "
+        r"MODEL.RPN.PRE_NMS_TOPK_TEST 1000 MODEL.RPN.POST_NMS_TOPK_TEST 1000 "
+        r"MODEL.RPN.NMS_THRESH 1.0 MODEL.ROI_HEADS.NMS_THRESH_TEST 1.0 "
+        r"MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 TEST.DETECTIONS_PER_IMAGE 9999",
+        "files are for images of at least 96 pixels; random weights score all boxes alike, so that "
+        "rounding chooses among them",
+    ),
+    Change(
+        r"^tools/lazyconfig_train_net\.py.*",
+        rf"\g<0> {shlex.join((*TOY_LAZY_OPTS, 'train.max_iter=2'))}",
+        "seconds, not hours",
     ),
     Change(
         r"^tools/visualize_attention\.py.*",
@@ -98,6 +109,7 @@ NOT_RUN: dict[str, str] = {
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",
     r"dev/install\.sh": _INSTALLS,
+    r"tools/reproduce_tables\.py": "trains for hours; tests/benchmark/test_tables.py trains less",
     r"tools/prepare_datasets\.py coco2017": _WHOLE,
     r"tools/prepare_datasets\.py voc": _WHOLE,
     r"tools/prepare_datasets\.py penn_fudan": _WHOLE,
