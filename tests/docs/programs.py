@@ -180,13 +180,16 @@ def _status_of(job: Callable[[], object]) -> int:
 
 def _shrink_zoo() -> None:
     """What Python snippets get from the zoo is as small as what the tools are told to build."""
+    from detectron2.config import CfgNode
+
     from d2_plugins import model_zoo
 
     get_config = model_zoo.get_config
 
     def get_small_config(*args: Any, **kwargs: Any) -> Any:
         cfg = get_config(*args, **kwargs)
-        cfg.merge_from_list(rules.SMALL)
+        if isinstance(cfg, CfgNode):  # a LazyConfig is of full size
+            cfg.merge_from_list(rules.SMALL)
         return cfg
 
     model_zoo.get_config = get_small_config
@@ -196,14 +199,18 @@ def _provide_weights() -> None:
     import torch
     from detectron2.checkpoint import DetectionCheckpointer
 
-    load = DetectionCheckpointer.load
+    from d2_plugins.checkpoint import PluginCheckpointer
 
-    def provide_and_load(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        if path in rules.READERS_WEIGHTS and not Path(path).exists():
-            torch.save({"model": self.model.state_dict()}, path)
-        return load(self, path, *args, **kwargs)
+    def provide_before(load: Callable[..., Any]) -> Callable[..., Any]:
+        def provide_and_load(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+            if path in rules.READERS_WEIGHTS and not Path(path).exists():
+                torch.save({"model": self.model.state_dict()}, path)
+            return load(self, path, *args, **kwargs)
 
-    DetectionCheckpointer.load = provide_and_load
+        return provide_and_load
+
+    for checkpointer in (DetectionCheckpointer, PluginCheckpointer):
+        checkpointer.load = provide_before(checkpointer.load)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ write the interpreter and without it before a tool.
 import re
 from typing import NamedTuple
 
+from tests.toy import TOY_LAZY_OPTS
+
 
 class Change(NamedTuple):
     """``re.sub(pattern, replacement, command)``, and why."""
@@ -25,7 +27,7 @@ _SMALL = {
     "MODEL.CSPNET.NORM": "BN",
     "MODEL.RESNETS.DEPTH": "18",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
-    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.FPN.OUT_CHANNELS": "32",
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "50",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": "20",
     "MODEL.RPN.PRE_NMS_TOPK_TEST": "50",
@@ -70,7 +72,21 @@ CHANGED: tuple[Change, ...] = (
         r"\g<0> --num-rois 8 --repeats 1",
         "minutes",
     ),
-    Change(r"^tools/benchmark\.py [\w-]+(?! --num)", r"\g<0> --repeats 1", "minutes"),
+    Change(r"^tools/benchmark\.py [\w-]+\b(?![\w-]| --num)", r"\g<0> --repeats 1", "minutes"),
+    Change(
+        r"^tools/export_model\.py.*",
+        r"\g<0> INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 128 "
+        r"MODEL.RPN.PRE_NMS_TOPK_TEST 1000 MODEL.RPN.POST_NMS_TOPK_TEST 1000 "
+        r"MODEL.RPN.NMS_THRESH 1.0 MODEL.ROI_HEADS.NMS_THRESH_TEST 1.0 "
+        r"MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 TEST.DETECTIONS_PER_IMAGE 9999",
+        "files are for images of at least 96 pixels; random weights score all boxes alike, so that "
+        "rounding chooses among them",
+    ),
+    Change(
+        r"^tools/lazyconfig_train_net\.py.*",
+        rf"\g<0> {' '.join(map(repr, (*TOY_LAZY_OPTS, 'train.max_iter=2')))}",
+        "seconds, not hours",
+    ),
     Change(
         r"^python -m pytest.*",
         r"\g<0> --collect-only -n 0",
@@ -78,6 +94,7 @@ CHANGED: tuple[Change, ...] = (
     ),
 )
 
+_MINUTES = "takes minutes; tests/benchmark does the same in seconds"
 _WHOLE = "downloads a data set, or wants the files of the whole of it"
 _INSTALLS = "installs packages"
 
@@ -91,6 +108,8 @@ NOT_RUN: dict[str, str] = {
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",
     r"dev/install\.sh": _INSTALLS,
+    r"tools/reproduce_tables\.py": _MINUTES,
+    r"tools/make_zoo\.py": _MINUTES,
     r"tools/prepare_datasets\.py coco2017": _WHOLE,
     r"tools/prepare_datasets\.py voc": _WHOLE,
     r"tools/prepare_datasets\.py penn_fudan": _WHOLE,
