@@ -96,6 +96,7 @@ CHANGED: tuple[Change, ...] = (
     ),
 )
 
+_MINUTES = "takes minutes; tests/benchmark does the same in seconds"
 _WHOLE = "downloads a data set, or wants the files of the whole of it"
 _INSTALLS = "installs packages"
 
