@@ -3,8 +3,8 @@
 ``python -m tests.docs.programs SOCKET`` listens on a socket; the programs in a sandbox's ``bin``
 are copies of :data:`CLIENT`, which pass their command line, environment and streams on to it and
 leave with the exit status that comes back. Each command runs in a fork, so that it may register,
-patch and leave behind what it likes. d2_plugins is imported in the fork: what a snippet forgets to
-import is missing.
+patch and leave behind what it likes. d2_plugins is imported in the fork: a module of it that a
+snippet forgets to import is missing.
 """
 
 import argparse
