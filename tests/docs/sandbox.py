@@ -5,9 +5,11 @@ those before it too, unless a test has done so. Results are kept in the folder, 
 share.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,8 @@ from tests.toy import write_toy_coco
 
 # Not the reader's: what is ignored by git, and what the sandbox has of its own.
 _NOT_COPIED = (".*", "__pycache__", "output", "datasets", "build", "dist", "*.egg-info")
+
+_SECONDS = 400  # for a block
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,19 @@ class Sandbox:
         }
         for variable in ("DETECTRON2_DATASETS", "VIRTUAL_ENV", "MAKEFLAGS"):
             env.pop(variable, None)
-        done = subprocess.run(
-            [*program, "-c", text],
-            cwd=self.folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=400,
-        )
+        try:
+            done = subprocess.run(
+                [*program, "-c", text],
+                cwd=self.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            return Result(124, f"{error.output}\nnot done after {_SECONDS} s", [])
         lines = log.read_text().splitlines() if log.exists() else []
         return Result(done.returncode, done.stdout, [json.loads(line) for line in lines])
 
@@ -163,6 +170,7 @@ class Programs:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
@@ -170,3 +178,5 @@ class Programs:
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # ends its standard input, and so itself
+        with contextlib.suppress(ProcessLookupError):  # and what a block has left running
+            os.killpg(self._process.pid, signal.SIGKILL)
