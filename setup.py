@@ -61,8 +61,10 @@ setup(
     extras_require={
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "dev": [
+            "filelock",
             "hypothesis",
             "import-linter",
+            "markdown-it-py",
             "mypy",
             "pytest",
             "pytest-randomly",
