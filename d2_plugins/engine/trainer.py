@@ -19,7 +19,13 @@ from torch import nn
 from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
-from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions
+from ..evaluation import (
+    ProposalRecorder,
+    build_evaluator,
+    evaluate_corruptions,
+    evaluate_with_tta,
+    tta_is_due,
+)
 from .hooks import BestCheckpoint, SeedPerIteration
 from .train_loop import StepTrainer, amp_dtype, wrap_ddp
 
@@ -149,7 +155,10 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``; with ``TEST.CORRUPTIONS``, on corrupted images too.
+        """Evaluate on ``DATASETS.TEST``.
+
+        With ``TEST.CORRUPTIONS`` on corrupted images too; with ``TEST.AUG.ENABLED`` once more with
+        test-time augmentation, in a training after its last iteration only.
 
         Args:
             cfg: the whole config.
@@ -158,14 +167,19 @@ class Trainer(DefaultTrainer):
 
         Returns:
             As DefaultTrainer.test: metrics by task, by data set first if there are several. The
-            tasks on corrupted images are called ``bbox_occlusion`` and so on.
+            tasks on corrupted images are called ``bbox_occlusion`` and so on, those with
+            test-time augmentation ``bbox_TTA``.
         """
+        tested = model
         if evaluators is None and cfg.TEST.PROPOSAL_RECALL:
-            model = ProposalRecorder(model)
-        results = super().test(cfg, model, evaluators)
+            tested = ProposalRecorder(model)
+        results = super().test(cfg, tested, evaluators)
         if evaluators is None and cfg.TEST.CORRUPTIONS:
             mapper = PluginDatasetMapper(cfg, is_train=False)
-            results = evaluate_corruptions(cfg, model, mapper, results)
+            results = evaluate_corruptions(cfg, tested, mapper, results)
+        if evaluators is None and tta_is_due(cfg):
+            as_stored = PluginDatasetMapper(cfg, is_train=False, augmentations=[])
+            results = evaluate_with_tta(cfg, model, as_stored, results)
         return results
 
 

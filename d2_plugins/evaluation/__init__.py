@@ -1,4 +1,4 @@
-"""COCO and VOC evaluation, recall of proposals, and robustness to corrupted images."""
+"""COCO and VOC evaluation, recall of proposals, corrupted images, test-time augmentation."""
 
 from .build import VOCEvaluator, build_evaluator, check_test_config, predicts_instances
 from .coco import FastCOCOEvaluator, evaluate_detections
@@ -6,6 +6,7 @@ from .corruptions import CORRUPTIONS, Corruption, CorruptionMapper, build_corrup
 from .proposals import ProposalRecallEvaluator, ProposalRecorder
 from .recall import ProposalRecall
 from .robustness import evaluate_corruptions
+from .tta import evaluate_with_tta, tta_is_due
 
 __all__ = [
     "CORRUPTIONS",
@@ -21,5 +22,7 @@ __all__ = [
     "check_test_config",
     "evaluate_corruptions",
     "evaluate_detections",
+    "evaluate_with_tta",
     "predicts_instances",
+    "tta_is_due",
 ]
