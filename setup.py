@@ -38,7 +38,7 @@ setup(
     package_dir={"d2_plugins.configs": "configs"},
     package_data={
         "d2_plugins": ["py.typed"],
-        "d2_plugins.configs": ["*.yaml", "*/*.yaml"],
+        "d2_plugins.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
     },
     # detectron2 is not named: it is not on PyPI under its own name, and an installed one is to be
     # respected. d2_plugins/__init__.py says how to get it.
@@ -51,6 +51,11 @@ setup(
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6",
         "timm>=1.0.9",
+        "matplotlib",
+        "omegaconf",
+        "pillow",
+        "pyyaml",
+        "tabulate",
         "tqdm",
     ],
     extras_require={

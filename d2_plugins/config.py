@@ -205,7 +205,17 @@ def _roi_box_head() -> dict[str, object]:
 
 
 def _solver() -> dict[str, object]:
-    return {}
+    return {"EMA": _ema()}
+
+
+def _ema() -> CN:
+    node = CN()
+    # Evaluate and save an exponential moving average of the weights.
+    node.ENABLED = False
+    node.DECAY = 0.9998
+    # Begin with a small decay, which grows up to DECAY.
+    node.WARMUP = True
+    return node
 
 
 def _amp() -> dict[str, object]:
@@ -215,6 +225,8 @@ def _amp() -> dict[str, object]:
 
 def _test() -> dict[str, object]:
     return {
+        # Write report.html into OUTPUT_DIR at the end of a training.
+        "REPORT": True,
         # Keep the best checkpoint by this metric, e.g. "bbox/AP"; "" keeps none.
         "BEST_METRIC": "",
         # Engine of COCO evaluation: "faster-coco-eval" or "pycocotools", same numbers.

@@ -3,8 +3,9 @@
 import difflib
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import LazyConfig
 
 from .config import get_cfg
 
@@ -16,7 +17,7 @@ def _root() -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of all configs, relative to the zoo, e.g. ``"PennFudan/csp_cascade.yaml"``."""
+    """Names of all YAML configs, relative to the zoo, e.g. ``"Demo/csp_cascade.yaml"``."""
     root = _root()
     return sorted(str(path.relative_to(root).as_posix()) for path in root.rglob("*.yaml"))
 
@@ -25,7 +26,7 @@ def get_config_file(name: str) -> str:
     """Path of the config called ``name``.
 
     Args:
-        name: relative to the zoo, e.g. ``"csp_cascade.yaml"``.
+        name: relative to the zoo, e.g. ``"csp_cascade.yaml"`` or ``"lazy/csp_cascade.py"``.
 
     Raises:
         FileNotFoundError: there is no such config; the message names the nearest ones.
@@ -56,20 +57,26 @@ def find_config(config_file: str) -> str:
     return get_config_file(config_file.removeprefix("configs/"))
 
 
-def get_config(name: str, trained: bool = False) -> CfgNode:
-    """The config called ``name``, merged onto ``d2_plugins.get_cfg()``.
+def get_config(name: str, trained: bool = False) -> Any:
+    """The config called ``name``: a YAML merged onto ``d2_plugins.get_cfg()``, or a LazyConfig.
 
     Args:
         name: relative to the zoo.
         trained: set ``MODEL.WEIGHTS`` to weights trained with this very config instead of the
             config's own starting weights.
 
+    Returns:
+        A CfgNode, or of a ``.py`` an omegaconf ``DictConfig``.
+
     Raises:
         FileNotFoundError: there is no such config.
         RuntimeError: ``trained`` is asked for and no trained weights are published.
     """
-    cfg = get_cfg()
-    cfg.merge_from_file(get_config_file(name), allow_unsafe=False)
+    if name.endswith(".py"):
+        cfg = LazyConfig.load(get_config_file(name))
+    else:
+        cfg = get_cfg()
+        cfg.merge_from_file(get_config_file(name), allow_unsafe=False)
     if trained:
         raise RuntimeError(
             f"No trained weights are published for '{name}' yet; "

@@ -74,7 +74,7 @@ TOY_OPTS: tuple[str, ...] = (
     *("DATALOADER.NUM_WORKERS", "0"),
     *("SOLVER.IMS_PER_BATCH", "2"),
     *("SOLVER.WARMUP_ITERS", "0"),
-    *("TEST.BEST_METRIC", ""),
+    *("TEST.BEST_METRIC", "", "TEST.REPORT", "False"),
 )
 
 

@@ -18,7 +18,7 @@ from d2_plugins.benchmark.fixed_work import build_fixed_work
 from d2_plugins.benchmark.machine import describe_machine
 from d2_plugins.benchmark.model import analyze, format_report
 from d2_plugins.engine.cli import config_from, config_parser, exit_status
-from d2_plugins.engine.errors import UsageError
+from d2_plugins.engine.errors import UsageError, usage_errors
 from d2_plugins.engine.photo import load_photo
 
 EXAMPLE = """
@@ -52,10 +52,8 @@ def run(args: argparse.Namespace) -> int:
     cfg = config_from(args)
     image = None
     if args.input is not None:
-        try:
+        with usage_errors():
             image = load_photo(cfg, args.input)[0]
-        except OSError as error:
-            raise UsageError(str(error)) from error
         args.size = image.shape[1:]
     work = build_fixed_work(cfg, tuple(args.size) if args.size else None)
     if image is None:

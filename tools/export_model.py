@@ -17,9 +17,8 @@ TorchScript and torch.export run on the device they are written on (MODEL.DEVICE
 import argparse
 from collections.abc import Sequence
 
-from d2_plugins.checkpoint import IncompleteWeightsError
 from d2_plugins.engine.cli import config_from, config_parser, exit_status
-from d2_plugins.engine.errors import UsageError
+from d2_plugins.engine.errors import usage_errors
 from d2_plugins.engine.photo import load_model, load_photo
 from d2_plugins.export import ExportableDetector, check_paths, check_sizes, export_and_check
 
@@ -47,20 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     cfg = config_from(args)
-    try:
+    with usage_errors():
         check_paths(args.output)
         images = [load_photo(cfg, path)[0] for path in args.input]
         model = load_model(cfg)
         detector = ExportableDetector(model)
         check_sizes(detector, images, args.output, fixed_size=args.fixed_size)
-    except (
-        ImportError,
-        OSError,
-        ValueError,
-        AssertionError,  # what detectron2's checkpointer makes of a missing file
-        IncompleteWeightsError,
-    ) as error:
-        raise UsageError(str(error)) from error
     print(f"pad images to multiples of {detector.divisor}, at least {detector.least_side} pixels")
     same = export_and_check(
         detector,

@@ -77,7 +77,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "shapes-heads": Table(
-        title="RoI heads on the embedded shapes, 600 iterations",
+        title="RoI heads on the embedded shapes, 1000 iterations",
         rows=(
             Row("2-fc head", "Demo/faster_rcnn.yaml"),
             Row("2-fc head + Inverted Attention", "Demo/faster_rcnn_IA.yaml"),
@@ -85,7 +85,6 @@ TABLES: dict[str, Table] = {
         ),
         metrics={**_AP, "AP under occlusion": "bbox_occlusion/AP"},
         opts=(
-            *("SOLVER.MAX_ITER", "600", "SOLVER.STEPS", "(430, 550)"),
             *("TEST.CORRUPTIONS", "['occlusion']"),
             *_NO_EVALUATION_BEFORE_THE_END,
         ),

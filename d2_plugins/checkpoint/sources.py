@@ -47,13 +47,16 @@ def find_source(name: str) -> Source:
 
     Raises:
         ValueError: there are no such weights; the message names the nearest.
-        OSError: they are not in the cache and cannot be downloaded; the message says where to put
-            the file by hand.
+        OSError: there is no such file, or they are not in the cache and cannot be downloaded; the
+            message says where to put the file by hand.
     """
     if name.startswith(_TIMM):
         return _find_timm(name.removeprefix(_TIMM))
     if name.startswith(_TORCHVISION):
         return _find_torchvision(name.removeprefix(_TORCHVISION))
+    url = urlparse(name)  # a file's name may have a query, which detectron2 reads
+    if url.path and not url.scheme and not os.path.isfile(url.path):
+        raise FileNotFoundError(f"there is no file '{url.path}'")
     return Source(name)
 
 

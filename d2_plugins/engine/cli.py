@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable
 
-import yaml
+import torch
 from detectron2.config import CfgNode
 
 from ..data import DatasetError
+from .config_files import read_config
 from .errors import UsageError
-from .photo import load_config
 
 __all__ = ["config_from", "config_parser", "exit_status", "photo_parser", "text_parser"]
 
@@ -54,17 +54,15 @@ def photo_parser(description: str | None, example: str, *, output: str) -> argpa
 
 
 def config_from(args: argparse.Namespace) -> CfgNode:
-    """:func:`~d2_plugins.engine.photo.load_config` of a command line.
+    """The config of a command line, for this machine.
 
     Raises:
-        UsageError: there is no such config, it is not valid, or a KEY VALUE pair is not.
+        UsageError: see :func:`~d2_plugins.engine.config_files.read_config`.
     """
-    try:
-        return load_config(args.config_file, args.opts)
-    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-        message = str(error).strip("\"'")  # a KeyError's text comes in quotes
-        words = " ".join([args.config_file or "", *args.opts]).strip()
-        raise UsageError(f"{words}: {message}") from error
+    cfg = read_config(args.config_file, args.opts)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
 
 
 def exit_status(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
-from ..checkpoint import IncompleteWeightsError
 from .errors import UsageError
 from .photo import load_model
 
@@ -45,11 +44,7 @@ class Detector(DefaultPredictor):
         self.cfg = cfg.clone()
         self.metadata = class_metadata(cfg)
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        try:
-            self.model = load_model(self.cfg)
-        except (OSError, ValueError, AssertionError, IncompleteWeightsError) as error:
-            # An AssertionError is what detectron2's checkpointer makes of a missing file.
-            raise UsageError(str(error)) from error
+        self.model = load_model(self.cfg)
 
     def detect(self, image: np.ndarray) -> Instances:
         """Detect objects.

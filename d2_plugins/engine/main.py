@@ -1,23 +1,26 @@
 """What tools/train_net.py runs: one job, from parsed arguments to results."""
 
 import argparse
-import contextlib
+import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..checkpoint import PluginCheckpointer
 from ..data import DatasetError
 from .arguments import parse_args
-from .errors import UsageError
+from .errors import UsageError, usage_errors
 from .launch import launch
+from .report import write_report
 from .setup import build_cfg, setup
-from .trainer import Trainer
+from .trainer import Trainer, merge_results
 
 __all__ = ["main", "run"]
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,25 +59,29 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     if not args.eval_only:
         trainer = Trainer(cfg)
-        with _usage_errors():
+        with usage_errors("MODEL.WEIGHTS"):
             trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        results = trainer.train()
+        if cfg.TEST.REPORT and comm.is_main_process():
+            _write_report(cfg, results)
+        return results
     model = Trainer.build_model(cfg).eval()  # which makes the checkpointer ask for every weight
     checkpointer = PluginCheckpointer(
         model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
     )
-    with _usage_errors():
+    with usage_errors("MODEL.WEIGHTS"):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = merge_results(results, Trainer.test_augmented(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
 
 
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Weights that are missing, unreachable or of another model are for the user to mend."""
+def _write_report(cfg: CfgNode, results: dict[str, Any] | None) -> None:
+    """``report.html`` of a run that is over; whatever fails here, its results are not lost."""
     try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UsageError(f"MODEL.WEIGHTS: {error}") from error
+        logger.info("Report: %s", write_report(cfg.OUTPUT_DIR, cfg, results))
+    except Exception:
+        logger.exception("The report could not be written; the run itself is complete")

@@ -1,6 +1,5 @@
 """A trained detector and one photograph, as the tools that draw pictures need them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,44 +10,23 @@ from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from .. import model_zoo
 from ..checkpoint import PluginCheckpointer
-from ..config import get_cfg
 from ..data.images import readable_name
+from .errors import usage_errors
 
-__all__ = ["load_config", "load_model", "load_photo", "read_photo"]
-
-
-def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
-    """The config of a file or of a zoo name, for this machine.
-
-    Args:
-        config_file: a path, or a name such as "csp_cascade.yaml"; None takes the defaults.
-        opts: KEY VALUE pairs to change.
-
-    Raises:
-        FileNotFoundError: there is no such config.
-    """
-    cfg = get_cfg()
-    if config_file is not None:
-        cfg.merge_from_file(model_zoo.find_config(config_file), allow_unsafe=False)
-    cfg.merge_from_list(list(opts))
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    return cfg
+__all__ = ["load_model", "load_photo", "read_photo"]
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
     """The model in eval mode with ``MODEL.WEIGHTS``.
 
     Raises:
-        OSError: there are no such weights.
-        ValueError: these are no weights, or not for this config.
-        IncompleteWeightsError: they do not fill the model.
+        UsageError: there are no such weights, or they are not this model's.
     """
     model = build_model(cfg).eval()
     checkpointer = PluginCheckpointer(model, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    with usage_errors("MODEL.WEIGHTS"):
+        checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
 
 

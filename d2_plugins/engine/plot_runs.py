@@ -12,7 +12,6 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,7 +19,7 @@ from matplotlib.lines import Line2D
 from ..files import atomic_open
 from .cli import exit_status, text_parser
 from .errors import UsageError
-from .report.curves import COLOURS
+from .report.curves import COLOURS, limit_losses, style_axes
 from .report.run import Run, load_run
 
 __all__ = ["choose_metrics", "draw_runs", "main", "run_names", "smooth"]
@@ -180,14 +179,11 @@ def _draw_metric(
             axes.plot(iterations, values, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(iterations, smooth(values, weight), style, color=colour, label=name)
     axes.set(title=metric, xlabel="iteration")
-    axes.grid(color="#e3e3e3", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     if is_evaluation:
         axes.set_ylim(bottom=0)
     elif "loss" in metric:
-        values = [v for run in runs.values() for v in run.series(metric)[1] if math.isfinite(v)]
-        if values:  # a diverging start would flatten the rest
-            axes.set_ylim(0, 1.1 * float(np.quantile(values, 0.98)) or 1)
+        limit_losses(axes, [value for run in runs.values() for value in run.series(metric)[1]])
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:

@@ -9,7 +9,6 @@ import torch
 from ..files import atomic_write_json
 from .arguments import parse_args
 from .main import run
-from .report import write_report
 from .setup import build_cfg
 
 __all__ = ["run_demo"]
@@ -37,8 +36,7 @@ def run_demo(opts: Sequence[str] = ()) -> float:
     assert results is not None  # one process: it is the main one
     minutes = (time.perf_counter() - start) / 60
     atomic_write_json(f"{cfg.OUTPUT_DIR}/results.json", {**results, "minutes": minutes})
-    report = write_report(cfg.OUTPUT_DIR, cfg, results)
-    print(f"report: {report}")
+    print(f"report: {cfg.OUTPUT_DIR}/report.html")
     box_ap = float(results["bbox"]["AP"])
     print(f"demo: box AP {0.0 if math.isnan(box_ap) else box_ap:.1f} in {minutes:.1f} min")
     return box_ap

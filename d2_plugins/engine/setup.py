@@ -1,11 +1,8 @@
 """From a command line to a checked config."""
 
 import argparse
-import difflib
-from collections.abc import Iterator
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
@@ -13,11 +10,10 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .. import model_zoo
-from ..config import get_cfg
 from ..data import missing_dataset_hint, register_custom
 from ..evaluation import check_test_config
 from ..modeling.roi_heads import InvertedAttentionMixin
+from .config_files import find_config, nearest, read_config
 from .errors import UsageError
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
@@ -35,7 +31,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = build_cfg(args, check_images=False)  # main() has done it, before starting processes
     cfg.freeze()
     if args.config_file:  # default_setup logs its content
-        args = argparse.Namespace(**{**vars(args), "config_file": _find_config(args.config_file)})
+        args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore; ours like them
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
     return cfg
@@ -52,10 +48,7 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
         UsageError: the config file is missing or unsafe, a key is unknown, a value has the wrong
             type, or a data set is missing or broken.
     """
-    cfg = get_cfg()
-    if args.config_file:
-        _merge_file(cfg, args.config_file)
-    _merge_opts(cfg, args.opts)
+    cfg = read_config(args.config_file, args.opts)
     if args.train_json or args.val_json:
         register_own_data(cfg, args, check=check_images)
     if args.num_gpus == 0 or not torch.cuda.is_available():
@@ -67,63 +60,6 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
     except ValueError as error:
         raise UsageError(str(error)) from error
     return cfg
-
-
-def _find_config(config_file: str) -> str:
-    try:
-        return model_zoo.find_config(config_file)
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no config file '{config_file}'. {error}") from error
-
-
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
-    path = _find_config(config_file)
-    try:
-        cfg.merge_from_file(path, allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise UsageError(
-            f"{config_file} is refused: it holds a YAML tag that could run code ({error.problem})"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{config_file} is not valid YAML: {error}") from error
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UsageError(f"{config_file}: {_explain(error, cfg)}") from error
-
-
-def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
-    try:
-        cfg.merge_from_list(opts)
-    except (KeyError, ValueError, AssertionError) as error:
-        bad = [key for key in opts[::2] if key not in set(_keys(cfg))]
-        if bad:
-            raise UsageError(_unknown_key(bad[0], cfg)) from error
-        raise UsageError(str(error)) from error
-
-
-def _explain(error: Exception, cfg: CfgNode) -> str:
-    message = str(error).strip("\"'")
-    if "Non-existent config key" in message:
-        return _unknown_key(message.rsplit(": ", 1)[-1], cfg)
-    return message
-
-
-def _unknown_key(key: str, cfg: CfgNode) -> str:
-    known = list(_keys(cfg))
-    same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = ", ".join(same_name[:3]) or _nearest(key, known)
-    return f"There is no config key '{key}'. Nearest: {near}"
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5)) or "none is near"
 
 
 def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = True) -> None:
@@ -171,7 +107,7 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
         raise UsageError("DATASETS.TRAIN is empty: name a data set, or give --train-json")
     for name in names:
         if name not in DatasetCatalog.list():
-            near = _nearest(name, sorted(DatasetCatalog.list()))
+            near = nearest(name, sorted(DatasetCatalog.list()))
             raise UsageError(f"There is no data set '{name}'. Nearest: {near}")
         hint = missing_dataset_hint(name)
         if hint:
@@ -193,7 +129,7 @@ def _check_roi_heads(cfg: CfgNode) -> None:
     name = cfg.MODEL.ROI_HEADS.NAME
     known = [other for other, _ in ROI_HEADS_REGISTRY]
     if name not in known:
-        near = _nearest(name, known)
+        near = nearest(name, known)
         raise UsageError(f"There is no MODEL.ROI_HEADS.NAME '{name}'. Nearest: {near}")
     if issubclass(ROI_HEADS_REGISTRY.get(name), InvertedAttentionMixin):
         return

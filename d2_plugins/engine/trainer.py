@@ -19,17 +19,13 @@ from torch import nn
 from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
-from ..evaluation import (
-    ProposalRecorder,
-    build_evaluator,
-    evaluate_corruptions,
-    evaluate_with_tta,
-    tta_is_due,
-)
+from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions, evaluate_tta
+from .ema import build_ema
+from .errors import UsageError
 from .hooks import BestCheckpoint, SeedPerIteration
 from .train_loop import StepTrainer, amp_dtype, wrap_ddp
 
-__all__ = ["Trainer", "scale_to_world_size"]
+__all__ = ["Trainer", "merge_results", "scale_to_world_size"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +37,10 @@ class Trainer(DefaultTrainer):
     """Trains what a config describes; see DefaultTrainer for the use.
 
     What it adds: data-parallel training on CPUs, mixed precision on either device, clipping of
-    the whole model's gradient norm (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), atomic
-    checkpoints, the best checkpoint by ``TEST.BEST_METRIC``, and runs that depend on ``SEED`` and
-    the iteration alone: a resumed run ends with the weights of an uninterrupted one (bit for bit
-    on a CPU).
+    the whole model's gradient norm (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an average
+    of the weights that is evaluated and saved in their place (``SOLVER.EMA``), atomic checkpoints,
+    the best checkpoint by ``TEST.BEST_METRIC``, and runs that depend on ``SEED`` and the iteration
+    alone: a resumed run ends with the weights of an uninterrupted one (bit for bit on a CPU).
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -68,8 +64,9 @@ class Trainer(DefaultTrainer):
             norm_type=clip.NORM_TYPE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._ema = build_ema(cfg, model)
         self.checkpointer = PluginCheckpointer(
-            model,
+            self._ema.averaged if self._ema else model,
             cfg.OUTPUT_DIR,
             allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING,
             trainer=weakref.proxy(self),
@@ -85,9 +82,18 @@ class Trainer(DefaultTrainer):
 
         Args:
             resume: continue if ``OUTPUT_DIR`` holds a checkpoint.
+
+        Raises:
+            UsageError: not all processes would start from the same iteration.
         """
         found = self.checkpointer.has_checkpoint()
         super().resume_or_load(resume=resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:  # they would average the gradients of different models
+            raise UsageError(
+                f"--resume: the processes would start from the iterations {starts}. OUTPUT_DIR "
+                f"must be one folder that all machines see, not {self.cfg.OUTPUT_DIR} on each"
+            )
         if resume and found:
             logger.info("Resuming from iteration %d of %d", self.start_iter, self.max_iter)
         elif resume:
@@ -113,14 +119,33 @@ class Trainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """detectron2's hooks, and the best checkpoint right after each evaluation."""
+        """detectron2's hooks, and the best checkpoint right behind each evaluation.
+
+        With ``SOLVER.EMA`` the average comes first, and it is what is evaluated.
+        """
         built = [hook for hook in super().build_hooks() if hook is not None]
+        evaluation = max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         metric = self.cfg.TEST.BEST_METRIC
         if metric and comm.is_main_process():
-            after_eval = 1 + max(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
             best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
-            built.insert(after_eval, best)
+            built.insert(evaluation + 1, best)
+        if self.cfg.TEST.AUG.ENABLED:
+            built.insert(evaluation + 1, hooks.EvalHook(0, self._test_augmented))
+        if self._ema is not None:
+            built[evaluation] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_averaged)
+            built.insert(0, self._ema)
         return built
+
+    def _test_averaged(self) -> dict[str, Any]:
+        assert self._ema is not None
+        self._last_eval_results = self.test(self.cfg, self._ema.averaged)
+        return self._last_eval_results
+
+    def _test_augmented(self) -> dict[str, Any]:
+        model = self.model if self._ema is None else self._ema.averaged
+        results = self.test_augmented(self.cfg, model)
+        self._last_eval_results = merge_results(self._last_eval_results, results)
+        return results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -155,10 +180,7 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``.
-
-        With ``TEST.CORRUPTIONS`` on corrupted images too; with ``TEST.AUG.ENABLED`` once more with
-        test-time augmentation, in a training after its last iteration only.
+        """Evaluate on ``DATASETS.TEST``; with ``TEST.CORRUPTIONS``, on corrupted images too.
 
         Args:
             cfg: the whole config.
@@ -167,20 +189,35 @@ class Trainer(DefaultTrainer):
 
         Returns:
             As DefaultTrainer.test: metrics by task, by data set first if there are several. The
-            tasks on corrupted images are called ``bbox_occlusion`` and so on, those with
-            test-time augmentation ``bbox_TTA``.
+            tasks on corrupted images are called ``bbox_occlusion`` and so on.
         """
-        tested = model
         if evaluators is None and cfg.TEST.PROPOSAL_RECALL:
-            tested = ProposalRecorder(model)
-        results = super().test(cfg, tested, evaluators)
+            model = ProposalRecorder(model)
+        results = super().test(cfg, model, evaluators)
         if evaluators is None and cfg.TEST.CORRUPTIONS:
             mapper = PluginDatasetMapper(cfg, is_train=False)
-            results = evaluate_corruptions(cfg, tested, mapper, results)
-        if evaluators is None and tta_is_due(cfg):
-            as_stored = PluginDatasetMapper(cfg, is_train=False, augmentations=[])
-            results = evaluate_with_tta(cfg, model, as_stored, results)
+            results = evaluate_corruptions(cfg, model, mapper, results)
         return results
+
+    @classmethod
+    def test_augmented(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate on ``DATASETS.TEST`` with the test-time augmentation of ``TEST.AUG``.
+
+        :meth:`train` does it once, at its end, if ``TEST.AUG.ENABLED``.
+
+        Args:
+            cfg: the whole config.
+            model: with its weights loaded.
+
+        Returns:
+            As :meth:`test`, the tasks called ``bbox_TTA`` and so on.
+        """
+        return evaluate_tta(cfg, model, lambda cfg: PluginDatasetMapper(cfg, is_train=False))
+
+
+def merge_results(results: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Metrics by task, or by data set and task, with more tasks added."""
+    return results | {name: results.get(name, {}) | metrics for name, metrics in more.items()}
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:

@@ -7,6 +7,7 @@ Detections stand in for the annotations of training: an object's class is the de
 Shape shorthand: R regions, P pooled resolution, H and W of the image as the network sees it.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cli import photo_parser
-from .photo import load_config, load_model, load_photo
+from .cli import config_from, exit_status, photo_parser
+from .errors import usage_errors
+from .photo import load_model, load_photo
 
 __all__ = ["RegionAttention", "draw_regions", "explain_regions", "main", "shade"]
 
@@ -167,10 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = photo_parser(__doc__, _EXAMPLE, output="attention.png")
     parser.add_argument("--num-regions", type=int, default=6, help="best detections to show")
-    args = parser.parse_args(argv)
-    cfg = attention_config(load_config(args.config_file, args.opts))
+    return exit_status(_run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+    cfg = attention_config(config_from(args))
     model = load_model(cfg)
-    image, photo = load_photo(cfg, args.input)
+    with usage_errors():
+        image, photo = load_photo(cfg, args.input)
     regions = explain_regions(model, image, num_regions=args.num_regions)
     if not regions:
         print(f"nothing is detected in {args.input}")

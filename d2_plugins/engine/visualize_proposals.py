@@ -4,6 +4,7 @@ Side by side: the cells' anchors, their boxes after every stage, and where the l
 convolution samples for them.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,9 @@ from torchvision.ops import nms
 
 from ..layers.adaptive_conv_geometry import sampling_points
 from ..modeling.proposal_generator import CascadeRPN
-from .cli import photo_parser
-from .photo import load_config, load_model, load_photo
+from .cli import config_from, exit_status, photo_parser
+from .errors import usage_errors
+from .photo import load_model, load_photo
 
 __all__ = ["ChosenCells", "choose_cells", "draw", "main", "trace_cells"]
 
@@ -64,10 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="LEVEL:ROW:COLUMN",
         help="show this cell, e.g. p3:12:40, instead of the best ones; may be repeated",
     )
-    args = parser.parse_args(argv)
-    cfg = load_config(args.config_file, args.opts)
-    image, photo = load_photo(cfg, args.input)
-    chosen = trace_cells(load_model(cfg), image, num_cells=args.num_cells, cells=args.cell)
+    return exit_status(_run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+    cfg = config_from(args)
+    with usage_errors():
+        image, photo = load_photo(cfg, args.input)
+        chosen = trace_cells(load_model(cfg), image, num_cells=args.num_cells, cells=args.cell)
     draw(photo, chosen).savefig(args.output, dpi=150)
     print(f"wrote {args.output}: cells {', '.join(chosen.names)}")
     return 0

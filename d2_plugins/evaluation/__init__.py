@@ -6,7 +6,7 @@ from .corruptions import CORRUPTIONS, Corruption, CorruptionMapper, build_corrup
 from .proposals import ProposalRecallEvaluator, ProposalRecorder
 from .recall import ProposalRecall
 from .robustness import evaluate_corruptions
-from .tta import evaluate_with_tta, tta_is_due
+from .tta import evaluate_tta
 
 __all__ = [
     "CORRUPTIONS",
@@ -22,7 +22,6 @@ __all__ = [
     "check_test_config",
     "evaluate_corruptions",
     "evaluate_detections",
-    "evaluate_with_tta",
+    "evaluate_tta",
     "predicts_instances",
-    "tta_is_due",
 ]

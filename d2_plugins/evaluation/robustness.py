@@ -1,15 +1,24 @@
 """AP on corrupted test images."""
 
+import logging
+import os
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from torch import nn
 
-from .corruptions import CorruptionMapper, build_corruptions
-from .variants import Results, Variant, evaluate_variants
+from .build import build_evaluator
+from .corruptions import Corruption, CorruptionMapper, build_corruptions
 
 __all__ = ["evaluate_corruptions"]
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, Any]
 
 
 def evaluate_corruptions(
@@ -24,17 +33,36 @@ def evaluate_corruptions(
         cfg: the whole config.
         model: as for detectron2's ``inference_on_dataset``.
         mapper: of test images; must have ``augmentations`` (see :class:`CorruptionMapper`).
-        results: on clean images; not changed.
+        results: on clean images, as ``DefaultTrainer.test`` returns them; not changed.
 
     Returns:
         ``results`` with a task per task and corruption added: ``bbox_occlusion``, ``bbox_blur``,
-        ``segm_blur``, ..., see :func:`~d2_plugins.evaluation.variants.evaluate_variants`.
+        ``segm_blur``, ... Nested by data set where there are several, as ``DefaultTrainer.test``
+        does. Predictions are written under ``OUTPUT_DIR/inference/<data set>/<corruption>``.
 
     Raises:
         ValueError: see :func:`~d2_plugins.evaluation.build_corruptions`.
     """
-    variants = [
-        Variant(name=c.name, model=model, mapper=CorruptionMapper(mapper, c))
-        for c in build_corruptions(cfg)
-    ]
-    return evaluate_variants(cfg, variants, results)
+    names = cfg.DATASETS.TEST
+    nested = OrderedDict(results or {}) if len(names) > 1 else {names[0]: results or {}}
+    for name in names:
+        nested[name] = OrderedDict(nested.get(name, {}))
+        for corruption in build_corruptions(cfg):
+            nested[name].update(_evaluate(cfg, model, mapper, name, corruption))
+    return nested if len(names) > 1 else nested[names[0]]
+
+
+def _evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    mapper: Callable[[dict[str, Any]], Any],
+    dataset_name: str,
+    corruption: Corruption,
+) -> Results:
+    logger.info("Evaluating %s under %s", dataset_name, corruption.name)
+    corrupted = CorruptionMapper(mapper, corruption)
+    loader = build_detection_test_loader(cfg, dataset_name, mapper=corrupted)
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name, corruption.name)
+    results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name, folder))
+    print_csv_format(results)
+    return {f"{task}_{corruption.name}": values for task, values in results.items()}

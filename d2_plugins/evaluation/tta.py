@@ -1,58 +1,52 @@
-"""AP with test-time augmentation, by detectron2's ``GeneralizedRCNNWithTTA``."""
+"""Evaluation with test-time augmentation: detectron2's, on images that are resized only once."""
 
+import os
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from .build import check_tta
-from .variants import Results, Variant, evaluate_variants
+from .build import build_evaluator
 
-__all__ = ["evaluate_with_tta", "tta_is_due"]
+__all__ = ["evaluate_tta"]
 
-
-def tta_is_due(cfg: CfgNode) -> bool:
-    """Whether an evaluation that takes place now is to be repeated with augmentation.
-
-    With ``TEST.AUG.ENABLED``; in a training, after its last iteration only, as detectron2's
-    train_net.py does: its default sizes are, in pixels, 20 times a plain image of 800.
-    """
-    in_training = has_event_storage() and get_event_storage().iter < cfg.SOLVER.MAX_ITER
-    return cfg.TEST.AUG.ENABLED and not in_training
+Results = dict[str, Any]
 
 
-def evaluate_with_tta(
-    cfg: CfgNode,
-    model: nn.Module,
-    mapper: Callable[[dict[str, Any]], Any],
-    results: Results | None = None,
+def evaluate_tta(
+    cfg: CfgNode, model: nn.Module, build_mapper: Callable[[CfgNode], Callable[..., Any]]
 ) -> Results:
-    """Evaluate ``model`` on ``DATASETS.TEST`` with test-time augmentation.
+    """Evaluate ``model`` on ``DATASETS.TEST``, each image in all sizes and flips of ``TEST.AUG``.
 
-    Each image is given to the model in every size of ``TEST.AUG.MIN_SIZES`` and, with
-    ``TEST.AUG.FLIP``, mirrored; the detections of all are merged by NMS, the masks averaged.
+    detectron2's ``train_net`` resizes images to ``INPUT.MIN_SIZE_TEST`` and from there to each of
+    ``TEST.AUG.MIN_SIZES``; here they come in their own size. With one size and no flip the result
+    is that of the plain evaluation.
 
     Args:
         cfg: the whole config.
         model: a GeneralizedRCNN, or its DistributedDataParallel.
-        mapper: of test images; one that does not resize, or else they are resized twice.
-        results: without augmentation; not changed.
+        build_mapper: the mapper of test images that a config asks for.
 
     Returns:
-        ``results`` with ``bbox_TTA`` (and ``segm_TTA``) added, see
-        :func:`~d2_plugins.evaluation.variants.evaluate_variants`. Recall of proposals is left
-        out: those of the augmented images are never brought together.
-
-    Raises:
-        ValueError: see :func:`~d2_plugins.evaluation.build.check_tta`.
+        As ``DefaultTrainer.test``, the tasks called ``bbox_TTA`` and so on. Predictions are written
+        under ``OUTPUT_DIR/inference_TTA/<data set>``.
     """
-    check_tta(cfg)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.TEST.PROPOSAL_RECALL = False
+    cfg.INPUT.MIN_SIZE_TEST = 0  # as they are
+    cfg.TEST.PROPOSAL_RECALL = False  # the proposals are of many images, not of one
     augmented = GeneralizedRCNNWithTTA(cfg, model)
-    augmented.training = model.training  # which evaluation gives back to the model in the end
-    return evaluate_variants(cfg, [Variant(name="TTA", model=augmented, mapper=mapper)], results)
+    augmented.training = model.training  # what inference_on_dataset goes back to
+    results = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        loader = build_detection_test_loader(cfg, name, mapper=build_mapper(cfg))
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name)
+        metrics = inference_on_dataset(augmented, loader, build_evaluator(cfg, name, folder))
+        print_csv_format(metrics)
+        results[name] = {f"{task}_TTA": values for task, values in metrics.items()}
+    return results if len(results) > 1 else next(iter(results.values()), {})

@@ -129,6 +129,14 @@ def test_unreachable_weights_say_where_to_put_the_file(hub_cache: Path, torch_ca
         find_source("torchvision://resnet18")
 
 
-def test_other_names_pass() -> None:
-    for name in ("", "model.pth", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"):
+def test_other_names_pass(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    file.touch()
+    query = f"{file}?matching_heuristics=True"
+    for name in ("", str(file), query, "detectron2://ImageNetPretrained/MSRA/R-50.pkl"):
         assert find_source(name).path == name
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file '.*none\.pth'"):
+        find_source(f"{tmp_path}/none.pth?matching_heuristics=True")

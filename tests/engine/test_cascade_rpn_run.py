@@ -2,19 +2,14 @@
 
 import math
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from d2_plugins.engine import Trainer
-from tests.toy import toy_cfg, write_toy_coco
+from tests.toy import toy_cfg
 
-NAME = "toy_for_cascade_rpn"
 # The demo's strides, with anchors of 8 cells.
 CRPN = (
     *("MODEL.PROPOSAL_GENERATOR.NAME", "CascadeRPN"),
@@ -23,18 +18,9 @@ CRPN = (
 )
 
 
-@pytest.fixture
-def toy_data(tmp_path: Path) -> Iterator[list[Any]]:
-    json_file, images = write_toy_coco(tmp_path, num_images=4)
-    register_coco_instances(NAME, {}, str(json_file), str(images))
-    yield ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,), "SOLVER.MAX_ITER", 3]
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
-
-
 def run(folder: Path, opts: list[Any]) -> dict[str, Any]:
     torch.manual_seed(0)
-    trainer = Trainer(toy_cfg(folder, opts))
+    trainer = Trainer(toy_cfg(folder, ["SOLVER.MAX_ITER", 3, *opts]))
     trainer.resume_or_load(resume=False)
     results = trainer.train()
     assert results is not None
@@ -46,10 +32,10 @@ def test_alone_and_as_proposals_of_a_fast_rcnn(toy_data: list[Any], tmp_path: Pa
     results = run(tmp_path / "crpn", [*toy_data, *CRPN, *alone])
     assert 0 < results["box_proposals"]["AR@100"] <= 100
 
-    saved = tmp_path / "crpn" / "inference" / NAME / "box_proposals.pkl"
+    saved = tmp_path / "crpn" / "inference" / toy_data[1][0] / "box_proposals.pkl"
     # Our own file of the run above.
     proposals = pickle.loads(saved.read_bytes())  # noqa: S301
-    assert sorted(proposals["ids"]) == [0, 1, 2, 3]
+    assert sorted(proposals["ids"]) == list(range(8))
     assert all(0 < len(boxes) <= 50 for boxes in proposals["boxes"])
     fast = [
         *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", True),

@@ -1,31 +1,17 @@
 """The trainer: steps, mixed precision, clipping, and runs that resume to the same weights."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_plugins.engine import Trainer
 from d2_plugins.engine.train_loop import StepTrainer, amp_dtype
-from tests.toy import toy_cfg, write_toy_coco
-
-NAME = "toy_for_trainer"
-
-
-@pytest.fixture
-def toy_data(tmp_path: Path) -> Iterator[list[Any]]:
-    json_file, images = write_toy_coco(tmp_path)
-    register_coco_instances(NAME, {}, str(json_file), str(images))
-    yield ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,)]
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+from tests.toy import toy_cfg
 
 
 def train(output_dir: Path, opts: list[Any], *, stop_after: int | None = None) -> Trainer:
@@ -94,6 +80,22 @@ def test_recall_of_proposals_and_corrupted_images_are_evaluated_on_demand(
     assert {"bbox", "box_proposals", "bbox_blur", "box_proposals_blur"} <= set(results)
     assert 0 < results["box_proposals"]["AR@100"] <= 100
     assert trainer.model.training
+
+
+def test_augmented_evaluation_at_the_end_is_of_the_averaged_weights(
+    toy_data: list[Any], tmp_path: Path
+) -> None:
+    aug = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.MAX_SIZE", 80]
+    score = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.AUG.FLIP", False]
+    opts = [*toy_data, *aug, *score, "SOLVER.MAX_ITER", 4, "SOLVER.EMA.ENABLED", True]
+    trainer = Trainer(toy_cfg(tmp_path, opts))
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()
+    assert results is not None
+    # One view as in testing: what is evaluated is the same.
+    assert results["bbox_TTA"] == pytest.approx(results["bbox"], nan_ok=True)
+    written = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert written[-1]["bbox_TTA/AP"] == results["bbox_TTA"]["AP"]
 
 
 def test_a_new_run_sets_the_old_metrics_aside(toy_data: list[Any], tmp_path: Path) -> None:

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...evaluation import evaluate_detections
 from .run import MissingError, Predictions, Run
 
-__all__ = ["COLOURS", "ap_curve", "loss_curve", "pr_curve", "precision_recall"]
+__all__ = [
+    "COLOURS",
+    "ap_curve",
+    "limit_losses",
+    "loss_curve",
+    "pr_curve",
+    "precision_recall",
+    "style_axes",
+]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B3294", "#8C6D31")
@@ -33,9 +42,7 @@ def loss_curve(run: Run) -> bytes:
     axes.plot(iterations, values, color="#222222", linewidth=2, label="total")
     for key, colour, style in zip(keys, _cycle(len(keys)), _styles(len(keys)), strict=True):
         axes.plot(*run.series(key), color=colour, linestyle=style, label=key.removeprefix("loss_"))
-    finite = [value for value in values if math.isfinite(value)]
-    if finite:  # a diverging start would flatten the rest
-        axes.set_ylim(0, 1.1 * float(np.quantile(finite, 0.98)) or 1)
+    limit_losses(axes, values)
     return _png(figure, axes)
 
 
@@ -123,14 +130,29 @@ def _largest_classes(predictions: Predictions, has_object: np.ndarray) -> Sequen
     return [int(k) for k in largest if counts[k]]
 
 
+def style_axes(axes: Axes) -> None:
+    """A pale grid, and no frame above and on the right."""
+    axes.grid(color="#e3e3e3", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def limit_losses(axes: Axes, values: Sequence[float]) -> None:
+    """Show losses from 0 to somewhat above all but the highest 2 %.
+
+    The few high ones of a diverging start would flatten the rest.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:
+        axes.set_ylim(0, 1.1 * float(np.quantile(finite, 0.98)) or 1)
+
+
 def _figure(x_label: str, y_label: str) -> tuple[Any, Any]:
     # matplotlib's object interface: pyplot would change the caller's backend and current figure.
     figure = Figure(figsize=(5.6, 3.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.grid(color="#e3e3e3", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     return figure, axes
 
 

@@ -1,0 +1,86 @@
+"""What the Markdown pages hold: code blocks, links and anchors."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from tests.helpers import REPO
+
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p.name}" for p in sorted(REPO.glob("docs/*.md"))),
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block, and where it stands.
+
+    Attributes:
+        page: relative to the checkout.
+        line: of its first fence.
+        language: what the fence says; empty where it says nothing, or where there is no fence.
+        text: its content, without the indentation of a list around it.
+    """
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str) -> list[Block]:
+    return [
+        Block(page, line, token.info.strip(), token.content)
+        for line, token in _tokens(REPO / page)
+        if token.type in ("fence", "code_block")
+    ]
+
+
+def links(path: Path) -> list[tuple[int, str]]:
+    """Lines and targets of the links and pictures."""
+    return [
+        (line, str(child.attrs["src" if child.type == "image" else "href"]))
+        for line, token in _tokens(path)
+        for child in token.children or ()
+        if child.type in ("link_open", "image")
+    ]
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for title in _headings(path):
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+def _headings(path: Path) -> Iterator[str]:
+    tokens = [token for _, token in _tokens(path)]
+    for token, content in pairwise(tokens):
+        if token.type == "heading_open":
+            yield "".join(child.content for child in content.children or ())
+
+
+@cache
+def _tokens(path: Path) -> list[tuple[int, Token]]:
+    """The block tokens, each with its line; cells of a table have their row's."""
+    line, found = 1, []
+    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8")):
+        line = token.map[0] + 1 if token.map else line
+        found.append((line, token))
+    return found
