@@ -21,31 +21,11 @@ from d2_plugins.data.mapper import PluginDatasetMapper
 from d2_plugins.engine import Trainer
 from d2_plugins.engine.lazy import main
 from d2_plugins.modeling.backbone import CSPNet
-from tests.toy import write_toy_coco
+from tests.toy import TOY_LAZY_OPTS, write_toy_coco
 
 NAME = "lazy/csp_cascade.py"
 
-# key=value pairs of a detector and a run that take a second.
-SMALL = (
-    "model.backbone.out_channels=16",
-    "model.backbone.bottom_up.width_multiplier=0.125",
-    "model.backbone.bottom_up.depth_multiplier=0.2",
-    "model.backbone.bottom_up.norm=BN",
-    "model.backbone.bottom_up.freeze_at=0",
-    "model.proposal_generator.pre_nms_topk=[50,50]",
-    "model.proposal_generator.post_nms_topk=[20,20]",
-    "model.roi_heads.num_classes=2",
-    "model.roi_heads.box_head.fc_dim=32",
-    "model.roi_heads.box_head.conv_dim=32",
-    "model.roi_heads.box_head.num_conv=1",
-    "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
-    "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-    "dataloader.train.total_batch_size=2",
-    "dataloader.train.num_workers=0",
-    "dataloader.test.num_workers=0",
-    "train.init_checkpoint=''",
-    "train.seed=0",
-)
+SMALL = (*TOY_LAZY_OPTS, "model.roi_heads.num_classes=2")
 
 
 @pytest.fixture

@@ -78,6 +78,28 @@ TOY_OPTS: tuple[str, ...] = (
 )
 
 
+# key=value pairs that shrink configs/lazy/csp_cascade.py to a detector and a run of a second.
+TOY_LAZY_OPTS: tuple[str, ...] = (
+    "model.backbone.out_channels=16",
+    "model.backbone.bottom_up.width_multiplier=0.125",
+    "model.backbone.bottom_up.depth_multiplier=0.2",
+    "model.backbone.bottom_up.norm=BN",
+    "model.backbone.bottom_up.freeze_at=0",
+    "model.proposal_generator.pre_nms_topk=[50,50]",
+    "model.proposal_generator.post_nms_topk=[20,20]",
+    "model.roi_heads.box_head.fc_dim=32",
+    "model.roi_heads.box_head.conv_dim=32",
+    "model.roi_heads.box_head.num_conv=1",
+    "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+    "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "train.init_checkpoint=''",
+    "train.seed=0",
+)
+
+
 def toy_cfg(output_dir: Path, opts: Sequence[object] = ()) -> CfgNode:
     """The demo's config, shrunken to the toy detector."""
     cfg = get_cfg()

@@ -11,7 +11,7 @@ import torch
 from .adaptive_conv import adaptive_conv
 from .cascade_rpn import cascade_rpn, region_matching
 from .machine import describe_machine
-from .roi_heads import double_head, inverted_attention
+from .roi_heads import double_head, flagship_step, inverted_attention
 
 __all__ = ["BENCHMARKS", "main"]
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, object]]] = {
     "region-matching": region_matching,
     "double-head": double_head,
     "inverted-attention": inverted_attention,
+    "flagship-step": flagship_step,
 }
 
 

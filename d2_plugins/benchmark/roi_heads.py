@@ -16,10 +16,11 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from .. import model_zoo
 from ..config import get_cfg
 from .timing import median_ratio
 
-__all__ = ["double_head", "inverted_attention", "whole_step"]
+__all__ = ["double_head", "flagship_step", "inverted_attention", "whole_step"]
 
 _CHANNELS = 256
 _STRIDES = (4, 8, 16, 32)
@@ -108,6 +109,18 @@ def inverted_attention(num_rois: int = 512, repeats: int = 7) -> dict[str, dict[
             heads.box_pooler = _PooledAlready(heads, features, proposals)
         results[name] = {"part": part, "head": median_ratio(*steps, repeats=repeats)}
     return results
+
+
+def flagship_step(image_size: int = 640, repeats: int = 3) -> dict[str, float]:
+    """Whole training step of csp_cascade.yaml with Inverted Attention over the same without.
+
+    Args:
+        image_size: height and width of the one image of the batch.
+        repeats: timings of each pair.
+    """
+    cfg = model_zoo.get_config("csp_cascade.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    return {"step": whole_step(cfg, image_size, repeats)}
 
 
 def whole_step(cfg: CfgNode, image_size: int = 320, repeats: int = 3) -> float:

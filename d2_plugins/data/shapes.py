@@ -20,6 +20,7 @@ import pycocotools.mask as mask_util
 from PIL import Image
 
 from .coco_dataset import CocoDataset, coco_content
+from .errors import DatasetError
 from .raster import SHAPES, Array, signed_distance, stripes, value_noise
 from .staging import staging
 
@@ -97,10 +98,17 @@ def ensure_shapes(folder: Path, recipe: ShapesRecipe | None = None) -> None:
     Args:
         folder: gets ``annotations_<split>.json`` and ``<split>/<id>.png``.
         recipe: what to render; None takes the default.
+
+    Raises:
+        DatasetError: the folder is there and not whole.
     """
-    if folder.is_dir():
-        return
     recipe = recipe or ShapesRecipe()
+    files = [folder / f"annotations_{split}.json" for split, _ in recipe.num_images]
+    if all(file.is_file() for file in files):
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        missing = next(file.name for file in files if not file.is_file())
+        raise DatasetError(f"{folder} has no {missing}: remove the folder, it is made anew")
     logger.info("Rendering the shapes data set into %s (once, some seconds)", folder)
     with staging(folder.parent) as whole:
         for index, (split, count) in enumerate(recipe.num_images):

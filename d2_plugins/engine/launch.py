@@ -11,11 +11,13 @@ import torch
 from detectron2.engine import launch as detectron2_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from ..data import DatasetError
 from .errors import UsageError
 
 __all__ = ["launch"]
 
 _PR_SET_PDEATHSIG = 1
+_USAGE_STATUS = 2
 
 
 def launch(
@@ -44,6 +46,7 @@ def launch(
     Raises:
         UsageError: more processes are asked for than there are GPUs.
         SystemExit: a worker died; the message says which and of what. The others were stopped.
+            With status 2 a worker has told its user's mistake.
     """
     if use_cpu:
         # Before any worker asks CUDA: detectron2 takes NCCL wherever it sees a GPU.
@@ -63,7 +66,8 @@ def launch(
             args=(main, processes * num_machines > 1, processes, args),
         )
     except ProcessExitedException as error:
-        raise SystemExit(_cause(error, processes)) from None
+        told = error.exit_code == _USAGE_STATUS  # by the worker, see below
+        raise SystemExit(_USAGE_STATUS if told else _cause(error, processes)) from None
 
 
 def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple[Any, ...]) -> None:
@@ -72,7 +76,13 @@ def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple
         if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
             # Every process with a thread per core makes all of them wait for each other.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    main(*args)
+    try:
+        main(*args)
+    except (UsageError, DatasetError) as error:
+        if not spawned:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(_USAGE_STATUS) from error
 
 
 def _die_with_parent() -> None:

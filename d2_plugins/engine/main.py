@@ -58,19 +58,23 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """
     cfg = setup(args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
+        with usage_errors():
+            trainer = Trainer(cfg)
         with usage_errors("MODEL.WEIGHTS"):
             trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
         if cfg.TEST.REPORT and comm.is_main_process():
             _write_report(cfg, results)
         return results
-    model = Trainer.build_model(cfg).eval()  # which makes the checkpointer ask for every weight
+    with usage_errors():
+        model = Trainer.build_model(cfg).eval()  # makes the checkpointer ask for every weight
     checkpointer = PluginCheckpointer(
         model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
     )
     with usage_errors("MODEL.WEIGHTS"):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
+        logger.warning("MODEL.WEIGHTS is empty: what is evaluated are random weights")
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results = merge_results(results, Trainer.test_augmented(cfg, model))

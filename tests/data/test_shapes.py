@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from matplotlib.path import Path as Polygon
 from PIL import Image
 
-from d2_plugins.data import register_all
+from d2_plugins.data import DatasetError, register_all
 from d2_plugins.data.raster import SHAPES, signed_distance, stripes, unit_area, value_noise
 from d2_plugins.data.shapes import ShapesRecipe, ensure_shapes, render_image, shapes_datasets
 
@@ -215,3 +215,14 @@ def test_registered_names_load_what_was_rendered(tmp_path: Path) -> None:
     assert all(Path(item["file_name"]).is_file() for item in dicts)
     classes = {a["category_id"] for item in dicts for a in item["annotations"]}
     assert classes == {0, 1, 2, 3}
+
+
+def test_a_folder_that_is_not_whole_is_named_and_an_empty_one_is_filled(tmp_path: Path) -> None:
+    recipe = ShapesRecipe(num_images=(("train", 1), ("val", 1)))
+    folder = tmp_path / "shapes"
+    (folder / "train").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"annotations_train\.json: remove the folder"):
+        ensure_shapes(folder, recipe)
+    (folder / "train").rmdir()
+    ensure_shapes(folder, recipe)
+    assert (folder / "val" / "000001.png").is_file()

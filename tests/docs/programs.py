@@ -3,8 +3,8 @@
 ``python -m tests.docs.programs SOCKET`` listens on a socket; the programs in a sandbox's ``bin``
 are copies of :data:`CLIENT`, which pass their command line, environment and streams on to it and
 leave with the exit status that comes back. Each command runs in a fork, so that it may register,
-patch and leave behind what it likes. d2_plugins is imported in the fork: what a snippet forgets to
-import is missing.
+patch and leave behind what it likes. d2_plugins is imported in the fork: a module of it that a
+snippet forgets to import is missing.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import pytest_socket
 
 from tests.docs import rules
@@ -129,6 +130,8 @@ def _run(words: Sequence[str]) -> int:
         file = Path(f"{os.environ[LOG_VARIABLE]}-{os.getpid()}.py")
         file.write_text(words[2])
         return _run_file(str(file), words[3:])
+    if words[:3] == ["python", "-m", "pytest"]:
+        return _run_pytest(words[3:])
     if words[0] == "python":
         return subprocess.call([sys.executable, *words[1:]])
     print(f"'{shlex.join(words)}' is not in NOT_RUN of tests/docs/rules.py", file=sys.stderr)
@@ -143,6 +146,14 @@ def _run_file(path: str, arguments: Sequence[str]) -> int:
     _provide_weights()
     sys.argv = [path, *arguments]
     return _status_of(lambda: runpy.run_path(path, run_name="__main__"))
+
+
+def _run_pytest(arguments: Sequence[str]) -> int:
+    """On the tests of the sandbox: those of this checkout are imported here."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        del sys.modules[name]
+    sys.path.insert(0, os.getcwd())
+    return int(pytest.main([*arguments]))
 
 
 def _parse_only(words: Sequence[str]) -> int:
@@ -180,13 +191,16 @@ def _status_of(job: Callable[[], object]) -> int:
 
 def _shrink_zoo() -> None:
     """What Python snippets get from the zoo is as small as what the tools are told to build."""
+    from detectron2.config import CfgNode
+
     from d2_plugins import model_zoo
 
     get_config = model_zoo.get_config
 
     def get_small_config(*args: Any, **kwargs: Any) -> Any:
         cfg = get_config(*args, **kwargs)
-        cfg.merge_from_list(rules.SMALL)
+        if isinstance(cfg, CfgNode):  # a LazyConfig is of full size
+            cfg.merge_from_list(rules.SMALL)
         return cfg
 
     model_zoo.get_config = get_small_config
@@ -196,15 +210,20 @@ def _provide_weights() -> None:
     import torch
     from detectron2.checkpoint import DetectionCheckpointer
 
-    load = DetectionCheckpointer.load
+    from d2_plugins.checkpoint import PluginCheckpointer
 
-    def provide_and_load(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        if path in rules.READERS_WEIGHTS and not Path(path).exists():
-            torch.save({"model": self.model.state_dict()}, path)
-        return load(self, path, *args, **kwargs)
+    def provide_before(load: Callable[..., Any]) -> Callable[..., Any]:
+        def provide_and_load(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+            if path in rules.READERS_WEIGHTS and not Path(path).exists():
+                torch.save({"model": self.model.state_dict()}, path)
+            return load(self, path, *args, **kwargs)
 
-    DetectionCheckpointer.load = provide_and_load
+        return provide_and_load
+
+    for checkpointer in (DetectionCheckpointer, PluginCheckpointer):
+        checkpointer.load = provide_before(checkpointer.load)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
     serve(sys.argv[1])
+    os._exit(0)  # at once: taking torch down lasts seconds

@@ -5,7 +5,10 @@ write the interpreter and without it before a tool.
 """
 
 import re
+import shlex
 from typing import NamedTuple
+
+from tests.toy import TOY_LAZY_OPTS
 
 
 class Change(NamedTuple):
@@ -25,7 +28,7 @@ _SMALL = {
     "MODEL.CSPNET.NORM": "BN",
     "MODEL.RESNETS.DEPTH": "18",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "64",
-    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.FPN.OUT_CHANNELS": "32",
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "50",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": "20",
     "MODEL.RPN.PRE_NMS_TOPK_TEST": "50",
@@ -59,18 +62,33 @@ CHANGED: tuple[Change, ...] = (
         r"\g<0> MODEL.WEIGHTS ''",
         "the weights that a config names are downloaded, and fit the detector of full size",
     ),
-    Change(rf"^{_TAKES_KEYS}.*", rf"\g<0> {' '.join(map(repr, SMALL))}", "seconds, not hours"),
+    Change(rf"^{_TAKES_KEYS}.*", rf"\g<0> {shlex.join(SMALL)}", "seconds, not hours"),
+    Change(
+        r"^tools/export_model\.py.*",
+        r"\g<0> INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 128 "
+        r"MODEL.RPN.PRE_NMS_TOPK_TEST 1000 MODEL.RPN.POST_NMS_TOPK_TEST 1000 "
+        r"MODEL.RPN.NMS_THRESH 1.0 MODEL.ROI_HEADS.NMS_THRESH_TEST 1.0 "
+        r"MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 TEST.DETECTIONS_PER_IMAGE 9999",
+        "files are for images of at least 96 pixels; random weights score all boxes alike, so that "
+        "rounding chooses among them",
+    ),
+    Change(
+        r"^tools/lazyconfig_train_net\.py.*",
+        rf"\g<0> {shlex.join((*TOY_LAZY_OPTS, 'train.max_iter=2'))}",
+        "seconds, not hours",
+    ),
     Change(
         r"^tools/visualize_attention\.py.*",
         r"\g<0> MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0",
         "there has to be a detection, whatever the random weights",
     ),
+    Change(r"^tools/benchmark\.py [\w-]+", r"\g<0> --repeats 1", "minutes"),
     Change(
-        r"^tools/benchmark\.py (double-head|inverted-attention)",
-        r"\g<0> --num-rois 8 --repeats 1",
-        "minutes",
+        r"^tools/benchmark\.py (double-head|inverted-attention)", r"\g<0> --num-rois 8", "minutes"
     ),
-    Change(r"^tools/benchmark\.py [\w-]+(?! --num)", r"\g<0> --repeats 1", "minutes"),
+    Change(
+        r"^(?!.* --only )tools/make_zoo\.py.*", r"\g<0> --only Demo/faster_rcnn.yaml", "minutes"
+    ),
     Change(
         r"^python -m pytest.*",
         r"\g<0> --collect-only -n 0",
@@ -91,6 +109,7 @@ NOT_RUN: dict[str, str] = {
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",
     r"dev/install\.sh": _INSTALLS,
+    r"tools/reproduce_tables\.py": "trains for hours; tests/benchmark/test_tables.py trains less",
     r"tools/prepare_datasets\.py coco2017": _WHOLE,
     r"tools/prepare_datasets\.py voc": _WHOLE,
     r"tools/prepare_datasets\.py penn_fudan": _WHOLE,
@@ -103,8 +122,8 @@ PRESUPPOSED: dict[str, str] = {"output/demo": "make demo"}
 # Weights of the reader's own: random ones are written where they are loaded from.
 READERS_WEIGHTS = ("model_final.pth",)
 
-# Blocks with these take longer than 20 s where two run at a time.
-SLOW = re.compile(r"tools/(export_model|make_zoo)\.py|--num-machines")
+# Blocks with these take longer than 20 s on a busy machine.
+SLOW = re.compile(r"tools/(export_model|make_zoo)\.py|--num-machines|-m pytest")
 
 
 def small(command: str) -> str:

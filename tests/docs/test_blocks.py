@@ -1,9 +1,6 @@
 """Every command and every snippet of the documentation does what a reader would have it do."""
 
-import os
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,21 +24,6 @@ def cases(blocks: list[Block]) -> list[object]:
         pytest.param(b, id=str(b), marks=[pytest.mark.slow] if SLOW.search(b.text) else [])
         for b in blocks
     ]
-
-
-@pytest.fixture(scope="session")
-def programs() -> Iterator[Programs]:
-    with tempfile.TemporaryDirectory() as folder, Programs(Path(folder)) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def pages_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all workers of a session."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "documented"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.mark.parametrize("block", cases(RUN))

@@ -1,5 +1,6 @@
 """What a training leaves behind, and mistakes that show up only when it starts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,30 @@ def test_weights_that_do_not_fit_are_one_line(
         error = capsys.readouterr().err.splitlines()
         assert [line for line in error if line.startswith("error: MODEL.WEIGHTS: ")], error
         assert any(said in line for line in error)
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        (("MODEL.ATTENTION.NAME", "ecca"), "ecca"),
+        (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"), "SOLVER.AMP.DTYPE"),
+        (("SOLVER.EMA.ENABLED", "True", "SOLVER.EMA.DECAY", "1.5"), "SOLVER.EMA.DECAY"),
+    ],
+)
+def test_values_that_components_refuse_are_one_line(
+    pair: tuple[str, ...],
+    said: str,
+    toy_data: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(tmp_path, toy_data, *pair) == 2
+    assert re.search(rf"^error: .*{said}", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_random_weights_are_not_evaluated_without_a_word(
+    toy_data: list[Any], tmp_path: Path
+) -> None:
+    words = [*TOY_OPTS, *(str(word) for word in toy_data), "OUTPUT_DIR", str(tmp_path)]
+    assert main([*CONFIG, "--eval-only", *words]) == 0
+    assert "random weights" in (tmp_path / "log.txt").read_text()

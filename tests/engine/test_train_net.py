@@ -130,3 +130,12 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "SOLVER.BASE_LR" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_the_workers_see_is_one_line_and_status_2(tmp_path: Path) -> None:
+    argv = command(tmp_path, "--num-gpus", "2", opts=("MODEL.ATTENTION.NAME", "ecca"))
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 2, result.stderr
+    assert re.search("^error: .*ecca", result.stderr, re.MULTILINE)
+    assert "Traceback" not in result.stderr
