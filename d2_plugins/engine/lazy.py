@@ -70,7 +70,7 @@ def load_lazy_config(config_file: str, overrides: list[str], *, on_cpu: bool = F
 
     Args:
         config_file: a path, or a zoo name such as "lazy/csp_cascade.py".
-        overrides: ``key=value`` pairs.
+        overrides: ``key=value`` pairs; ``+key=value`` adds a key that a config of yours reads.
         on_cpu: on the CPU in any case.
 
     Raises:
@@ -81,7 +81,8 @@ def load_lazy_config(config_file: str, overrides: list[str], *, on_cpu: bool = F
         raise UsageError(f"'{config_file}' is no LazyConfig, whose name ends in .py")
     cfg = LazyConfig.load(find_config(config_file))
     for override in overrides:
-        _check_key(cfg, override.partition("=")[0])
+        if not override.startswith("+"):
+            _check_key(cfg, override.partition("=")[0])
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # hydra's parser has exceptions of its own

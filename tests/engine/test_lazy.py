@@ -48,6 +48,7 @@ def test_options_that_would_be_ignored_or_hang_are_refused(
         ("train.max_iter.x=5", "Nearest: none is near"),
         ("dataloader.trian.num_workers=0", "no config key 'dataloader.trian.num_workers'"),
         ("train.max_iter", "missing EQUAL"),
+        ("model.pixel_mean.7=1", "index out of range"),
     ],
 )
 def test_keys_that_nothing_reads_are_refused(override: str, near: str) -> None:
@@ -61,6 +62,7 @@ def test_arguments_that_the_config_leaves_at_their_defaults_can_be_given() -> No
         "model.proposal_generator.stages.0.dilation=2",
         "dataloader.train.mapper.augmentations.1.prob=0.3",
         "model.pixel_mean.0=1.5",
+        "+train.note=mine",
         "model.roi_heads.box_predictor.loss_weight.loss_cls=2.0",
     ]
     cfg = load_lazy_config(NAME, overrides)
@@ -68,6 +70,7 @@ def test_arguments_that_the_config_leaves_at_their_defaults_can_be_given() -> No
     assert cfg.model.proposal_generator.stages[0].dilation == 2
     assert cfg.dataloader.train.mapper.augmentations[1].prob == 0.3
     assert cfg.model.pixel_mean[0] == 1.5
+    assert cfg.train.note == "mine"
     assert cfg.model.roi_heads.box_predictor.loss_weight == {"loss_cls": 2.0, "loss_box_reg": 1.0}
 
 
