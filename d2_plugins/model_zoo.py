@@ -18,8 +18,12 @@ def _root() -> Path:
 
 def list_configs() -> list[str]:
     """Names of all YAML configs, relative to the zoo, e.g. ``"Demo/csp_cascade.yaml"``."""
+    return _names("**/*.yaml")
+
+
+def _names(pattern: str) -> list[str]:
     root = _root()
-    return sorted(str(path.relative_to(root).as_posix()) for path in root.rglob("*.yaml"))
+    return sorted(str(path.relative_to(root).as_posix()) for path in root.glob(pattern))
 
 
 def get_config_file(name: str) -> str:
@@ -33,7 +37,7 @@ def get_config_file(name: str) -> str:
     """
     path = _root() / name
     if not path.is_file():
-        known = list_configs()
+        known = [*list_configs(), *_names("lazy/*.py")]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise FileNotFoundError(
             f"No config '{name}' in d2_plugins' model zoo. Nearest: {', '.join(near)}. "

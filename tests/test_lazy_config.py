@@ -1,5 +1,6 @@
 """The flagship as a LazyConfig: equal to the YAML in model, optimizer, schedule and data."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,43 @@ def yaml_cfg() -> Any:
     return cfg
 
 
-def test_model_is_that_of_the_yaml(yaml_cfg: Any) -> None:
+def test_every_setting_of_the_model_is_that_of_the_yaml(yaml_cfg: Any) -> None:
+    """Also those that a batch does not show: thresholds, limits, weights that fall out."""
     lazy, other = instantiate(model_zoo.get_config(NAME).model), build_model(yaml_cfg)
+    ours, theirs = (dict(model.named_modules()) for model in (lazy, other))
+    assert list(ours) == list(theirs)
+    for name, module in theirs.items():
+        assert settings_of(ours[name]) == settings_of(module), name
+    found = settings_of(other.roi_heads.box_predictor) | settings_of(other.proposal_generator)
+    assert found["test_score_thresh"] == 0.001
+    assert found["box2box_transform"]["weights"] == [25.0, 25.0, 12.5, 12.5]
+    assert found["criterion"]["regression_weight"] == 7.0
+
+
+def settings_of(thing: Any) -> dict[str, Any]:
+    """What an object was made with: its numbers, strings and containers, and those of its parts."""
+    own = {k: v for k, v in vars(thing).items() if k not in vars(nn.Module())}
+    return {key: plain(value) for key, value in own.items()}
+
+
+def plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, Sequence):  # an omegaconf list too
+        return [plain(v) for v in value]
+    if type(value).__module__.startswith(("d2_plugins", "detectron2")):
+        return settings_of(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def test_model_is_that_of_the_yaml(yaml_cfg: Any) -> None:
+    # Few RoIs: at the full number this is a minute of non-local units.
+    cfg = model_zoo.get_config(NAME)
+    cfg.model.proposal_generator.post_nms_topk = [24, 24]
+    yaml_cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = yaml_cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 24
+    lazy, other = instantiate(cfg.model), build_model(yaml_cfg)
     randomise(other)
     lazy.load_state_dict(other.state_dict())
     assert [n for n, p in lazy.named_parameters() if p.requires_grad] == [

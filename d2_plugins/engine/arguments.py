@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
-__all__ = ["argument_parser", "parse_args"]
+__all__ = ["argument_parser", "check_launch", "parse_args"]
 
 _EPILOG = """
 Examples:
@@ -56,13 +56,10 @@ def parse_args(
     """
     parser = parser or argument_parser()
     args = parser.parse_args(argv)
-    _check_opts(parser, args.opts)
-    if args.num_gpus < 0 or args.num_machines < 1:
-        parser.error("--num-gpus is at least 0 (0 means CPU) and --num-machines at least 1")
-    if args.num_machines > 1 and args.dist_url == "auto":
-        parser.error("--num-machines above 1 needs --dist-url tcp://<host of machine 0>:<port>")
-    if not 0 <= args.machine_rank < args.num_machines:
-        parser.error(f"--machine-rank {args.machine_rank} is not below --num-machines")
+    check_launch(parser, args)
+    if len(args.opts) % 2:
+        words = f"got an odd number of words: {args.opts}"
+        parser.error(f"KEY VALUE pairs expected at the end, {words}")
     for split in ("train", "val"):
         if bool(getattr(args, f"{split}_json")) != bool(getattr(args, f"{split}_images")):
             parser.error(f"--{split}-json and --{split}-images go together")
@@ -71,14 +68,27 @@ def parse_args(
     return args
 
 
-def _check_opts(parser: argparse.ArgumentParser, opts: list[str]) -> None:
+def check_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check what detectron2's parser takes for every tool that trains.
+
+    Args:
+        parser: built on detectron2's ``default_argument_parser``.
+        args: what it parsed.
+
+    Raises:
+        SystemExit: as :func:`parse_args`.
+    """
     # argparse.REMAINDER swallows everything after the first KEY: without this check
     # `SOLVER.MAX_ITER 10 --resume` would silently start from scratch.
-    swallowed = [opt for opt in opts if opt.startswith("--")]
+    swallowed = [opt for opt in args.opts if opt.startswith("--")]
     if swallowed:
         parser.error(
             f"{', '.join(swallowed)} stands after the KEY VALUE pairs, where it would be "
             "ignored: put every --option before the first KEY"
         )
-    if len(opts) % 2:
-        parser.error(f"KEY VALUE pairs expected at the end, got an odd number of words: {opts}")
+    if args.num_gpus < 0 or args.num_machines < 1:
+        parser.error("--num-gpus is at least 0 (0 means CPU) and --num-machines at least 1")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--num-machines above 1 needs --dist-url tcp://<host of machine 0>:<port>")
+    if not 0 <= args.machine_rank < args.num_machines:
+        parser.error(f"--machine-rank {args.machine_rank} is not below --num-machines")

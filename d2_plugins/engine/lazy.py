@@ -14,12 +14,13 @@ from detectron2.engine import default_argument_parser, default_setup, default_wr
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
 from ..data import DatasetError
-from .config_files import find_config
+from .arguments import check_launch
+from .config_files import find_config, nearest
 from .errors import UsageError, usage_errors
 from .launch import launch
 from .train_loop import StepTrainer, wrap_ddp
@@ -44,9 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = default_argument_parser(_EXAMPLE)
     parser.description = "Train or evaluate a LazyConfig; opts are key=value pairs."
+    parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
+    check_launch(parser, args)
     try:
-        cfg = load_lazy_config(args.config_file, args.opts)
+        cfg = _cfg_of(args)
         launch(
             _run,
             args.num_gpus,
@@ -62,28 +65,52 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load_lazy_config(config_file: str, overrides: list[str]) -> DictConfig:
+def load_lazy_config(config_file: str, overrides: list[str], *, on_cpu: bool = False) -> DictConfig:
     """A LazyConfig, on the CPU where there is no GPU.
 
     Args:
         config_file: a path, or a zoo name such as "lazy/csp_cascade.py".
-        overrides: ``key=value`` pairs.
+        overrides: ``key=value`` pairs; ``+key=value`` adds a key that a config of yours reads.
+        on_cpu: on the CPU in any case.
 
     Raises:
-        UsageError: there is no such file, or an override cannot be read.
+        UsageError: there is no such file, it is no LazyConfig, or an override cannot be read or
+            names a key that nothing reads.
     """
+    if not config_file.endswith(".py"):
+        raise UsageError(f"'{config_file}' is no LazyConfig, whose name ends in .py")
     cfg = LazyConfig.load(find_config(config_file))
+    for override in overrides:
+        if not override.startswith("+"):
+            _check_key(cfg, override.partition("=")[0])
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # hydra's parser has exceptions of its own
         raise UsageError(f"{' '.join(overrides)}: {error}") from error
-    if not torch.cuda.is_available():
+    if on_cpu or not torch.cuda.is_available():
         cfg.train.device = "cpu"
     return cfg
 
 
+def _check_key(cfg: DictConfig, key: str) -> None:
+    """Refuse a new key, which OmegaConf adds without a word, unless it is an argument of a call."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if isinstance(node, ListConfig):
+        return  # applying the override finds a wrong index
+    if isinstance(node, DictConfig) and (name in node or "_target_" in node):
+        return
+    prefix = f"{parent}." if parent else ""
+    known = [prefix + str(other) for other in node] if isinstance(node, DictConfig) else []
+    raise UsageError(f"There is no config key '{key}'. Nearest: {nearest(key, known)}")
+
+
+def _cfg_of(args: argparse.Namespace) -> DictConfig:
+    return load_lazy_config(args.config_file, args.opts, on_cpu=args.num_gpus == 0)
+
+
 def _run(args: argparse.Namespace) -> dict[str, Any] | None:
-    cfg = load_lazy_config(args.config_file, args.opts)
+    cfg = _cfg_of(args)
     args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2_plugins")

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 from d2_plugins.data.mapper import PluginDatasetMapper
 from d2_plugins.engine.trainer import merge_results
@@ -77,6 +82,70 @@ def test_a_flip_is_undone(roi_heads: str, tmp_path: Path) -> None:
     boxes += torch.tensor([80, 0, 80, 0])
     assert torch.allclose(here.pred_boxes.tensor, boxes, atol=1e-3)
     assert (here.pred_masks == there.pred_masks.flip(2)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("roi_heads", HEADS)
+def test_sizes_and_flips_are_merged_as_by_hand(roi_heads: str, tmp_path: Path) -> None:
+    cfg = detector_cfg(tmp_path, roi_heads)
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP = (64, 88), 200, True
+    torch.manual_seed(0)
+    model = lively(build_model(cfg).eval())
+    pixels = torch.randint(256, (3, 96, 122), dtype=torch.uint8)
+    # One at a time: images padded to a common size would see each other's padding.
+    augmented = GeneralizedRCNNWithTTA(cfg, model, batch_size=1)
+    with torch.no_grad():
+        found = augmented([{"image": pixels, "height": 96, "width": 122}])[0]["instances"]
+        boxes, scores, classes = by_hand(model, pixels, cfg.TEST.AUG.MIN_SIZES)
+    kept = batched_nms(boxes, scores, classes, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST)[:20]
+    assert len(found) == 20
+    assert torch.equal(found.pred_classes, classes[kept])
+    assert torch.allclose(found.scores, scores[kept], atol=1e-6)
+    assert torch.allclose(found.pred_boxes.tensor, boxes[kept], atol=1e-3)
+    assert found.pred_masks.shape == (20, 96, 122)
+    for mask, (x0, y0, x1, y1) in zip(found.pred_masks, boxes[kept], strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        assert ((columns >= x0 - 1) & (columns <= x1 + 1)).all()
+        assert ((rows >= y0 - 1) & (rows <= y1 + 1)).all()
+    assert found.pred_masks.any()
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Scores that differ: with initial weights those of a class are nearly one number."""
+    for name, parameter in model.roi_heads.named_parameters():
+        if "cls_score" in name or "predictor.weight" in name:
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def by_hand(
+    model: nn.Module, pixels: Tensor, sizes: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and classes of plain inference on every view of an image."""
+    height, width = pixels.shape[1:]
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    found = []
+    for size, flip in product(sizes, (False, True)):
+        view = np.array(image.resize((round(size * width / height), size), Image.BILINEAR))
+        view = torch.from_numpy(view[:, ::-1].copy() if flip else view).permute(2, 0, 1)
+        detected = model([{"image": view, "height": height, "width": width}])[0]["instances"]
+        boxes = detected.pred_boxes.tensor
+        if flip:
+            boxes = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1])
+            boxes += torch.tensor([width, 0, width, 0])
+        found.append((boxes, detected.scores, detected.pred_classes))
+    boxes, scores, classes = (torch.cat(part) for part in zip(*found, strict=True))
+    return boxes, scores, classes
+
+
+@pytest.mark.parametrize("roi_heads", HEADS)
+def test_an_image_without_detections(roi_heads: str, tmp_path: Path) -> None:
+    cfg = detector_cfg(tmp_path, roi_heads)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.AUG.FLIP = 1.1, True
+    image = {"image": torch.zeros(3, 64, 80, dtype=torch.uint8), "height": 64, "width": 80}
+    with torch.no_grad():
+        found = GeneralizedRCNNWithTTA(cfg, build_model(cfg).eval())([image])[0]["instances"]
+    assert len(found) == 0
+    assert found.pred_masks.shape == (0, 64, 80)
 
 
 def test_results_of_one_plain_view_are_the_plain_results(tmp_path: Path) -> None:
