@@ -328,7 +328,7 @@ def test_class_names_of_the_config(tmp_path: Path, caplog: pytest.LogCaptureFixt
     shapes = MetadataCatalog.get("shapes_val").thing_classes
     assert class_metadata(cfg).thing_classes == shapes
     # A data set that is not registered here names nothing; the next one counts.
-    cfg.DATASETS.TEST = ("custom_val",)
+    cfg.DATASETS.TEST = ("registered_nowhere",)
     assert class_metadata(cfg).thing_classes == shapes
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(shapes) + 1
     assert class_metadata(cfg).get("thing_classes") is None
