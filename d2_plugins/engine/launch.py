@@ -1,5 +1,6 @@
 """Starts the worker processes of a run and makes sure that none outlives it."""
 
+import argparse
 import ctypes
 import os
 import signal
@@ -14,7 +15,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from ..data import DatasetError
 from .errors import UsageError
 
-__all__ = ["launch"]
+__all__ = ["launch", "launch_as"]
 
 _PR_SET_PDEATHSIG = 1
 _USAGE_STATUS = 2
@@ -68,6 +69,25 @@ def launch(
     except ProcessExitedException as error:
         told = error.exit_code == _USAGE_STATUS  # by the worker, see below
         raise SystemExit(_USAGE_STATUS if told else _cause(error, processes)) from None
+
+
+def launch_as(args: argparse.Namespace, main: Callable[..., Any], *, use_cpu: bool) -> None:
+    """:func:`launch` ``main(args)`` as a command line says.
+
+    Args:
+        args: parsed by a parser like detectron2's ``default_argument_parser``.
+        main: as there.
+        use_cpu: as there.
+    """
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        use_cpu=use_cpu,
+        args=(args,),
+    )
 
 
 def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple[Any, ...]) -> None:

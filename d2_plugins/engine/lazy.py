@@ -5,7 +5,6 @@ CPU too, loads weights by name, and clips the norm of the whole gradient.
 """
 
 import argparse
-import sys
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
-from ..data import DatasetError
 from .arguments import check_launch
+from .cli import exit_status
 from .config_files import find_config, nearest
 from .errors import UsageError, usage_errors
-from .launch import launch
+from .launch import launch_as
 from .train_loop import StepTrainer, wrap_ddp
 
 __all__ = ["evaluate", "load_lazy_config", "main", "train"]
@@ -48,20 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     check_launch(parser, args)
-    try:
-        cfg = _cfg_of(args)
-        launch(
-            _run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            use_cpu=cfg.train.device == "cpu",
-            args=(args,),
-        )
-    except (UsageError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(_launch, args)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    launch_as(args, _run, use_cpu=_cfg_of(args).train.device == "cpu")
     return 0
 
 

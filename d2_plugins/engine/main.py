@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,10 +9,10 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..checkpoint import PluginCheckpointer
-from ..data import DatasetError
 from .arguments import parse_args
-from .errors import UsageError, usage_errors
-from .launch import launch
+from .cli import exit_status
+from .errors import usage_errors
+from .launch import launch_as
 from .report import write_report
 from .setup import build_cfg, setup
 from .trainer import Trainer, merge_results
@@ -32,21 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 after a mistake in the command line, the config or the data.
     """
-    args = parse_args(argv)
-    try:
-        cfg = build_cfg(args)  # once before any process starts: mistakes show up once
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            use_cpu=cfg.MODEL.DEVICE == "cpu",
-            args=(args,),
-        )
-    except (UsageError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(_launch, parse_args(argv))
+
+
+def _launch(args: argparse.Namespace) -> int:
+    cfg = build_cfg(args)  # once before any process starts: mistakes show up once
+    launch_as(args, run, use_cpu=cfg.MODEL.DEVICE == "cpu")
     return 0
 
 

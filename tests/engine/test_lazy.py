@@ -1,12 +1,13 @@
 """The command line of the LazyConfig tool: what it hands on, and which mistakes it names."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 from d2_plugins import model_zoo
-from d2_plugins.engine import UsageError, lazy
+from d2_plugins.engine import UsageError, launch
 from d2_plugins.engine.lazy import load_lazy_config, main
 
 NAME = "lazy/csp_cascade.py"
@@ -15,7 +16,8 @@ NAME = "lazy/csp_cascade.py"
 def test_no_gpu_asked_for_is_the_cpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: dict[str, Any] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(lazy, "launch", lambda *_, **options: launched.update(options))
+    module = sys.modules[launch.__module__]
+    monkeypatch.setattr(module, "launch", lambda *_, **options: launched.update(options))
     assert main(["--config-file", NAME, "--num-gpus", "0"]) == 0
     assert launched["use_cpu"] is True
     assert launched["dist_url"] == "auto", "two runs may share a machine"
