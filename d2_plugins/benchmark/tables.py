@@ -1,5 +1,6 @@
 """The trained comparisons of docs/benchmarks.md: what to train, and the tables that come of it."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
+from .. import model_zoo
 from ..files import atomic_open, atomic_write_json
 
 __all__ = ["TABLES", "Row", "Table", "format_table", "replace_table", "train_table"]
@@ -156,10 +157,10 @@ def train_table(
 def _train(job: _Job, train_command: Sequence[str], threads: int) -> dict[str, float]:
     """Train, or read what a finished run of the same config and options wrote."""
     record_file = job.folder / "table_entry.json"
-    identity: dict[str, Any] = {"config": job.config, "opts": list(job.opts)}
+    identity = {"config": job.config, "opts": list(job.opts), "settings": _digest(job)}
     if record_file.exists():
         record = json.loads(record_file.read_text(encoding="utf-8"))
-        if {key: record[key] for key in identity} == identity:
+        if {key: record.get(key) for key in identity} == identity:
             return record["metrics"]
     job.folder.mkdir(parents=True, exist_ok=True)
     output = job.folder / "output.txt"
@@ -178,6 +179,13 @@ def _train(job: _Job, train_command: Sequence[str], threads: int) -> dict[str, f
     metrics["minutes"] = (time.perf_counter() - start) / 60
     atomic_write_json(record_file, {**identity, "metrics": metrics})
     return metrics
+
+
+def _digest(job: _Job) -> str:
+    """Of all settings of a run: a config that was edited is another."""
+    cfg = model_zoo.get_config(job.config)
+    cfg.merge_from_list(list(job.opts))
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 
 def _last_metrics(path: Path) -> dict[str, float]:
