@@ -77,5 +77,5 @@ def _write_report(cfg: CfgNode, results: dict[str, Any] | None) -> None:
     """``report.html`` of a run that is over; whatever fails here, its results are not lost."""
     try:
         logger.info("Report: %s", write_report(cfg.OUTPUT_DIR, cfg, results))
-    except Exception:
+    except Exception:  # whatever it is, hours of training are worth more than the page
         logger.exception("The report could not be written; the run itself is complete")

@@ -14,7 +14,7 @@ from ..data import missing_dataset_hint, register_custom
 from ..evaluation import check_test_config
 from ..modeling.roi_heads import InvertedAttentionMixin
 from .config_files import find_config, nearest, read_config
-from .errors import UsageError
+from .errors import UsageError, usage_errors
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
 
@@ -55,10 +55,8 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
         cfg.MODEL.DEVICE = "cpu"
     check_datasets(cfg, training=not args.eval_only)
     _check_roi_heads(cfg)
-    try:
+    with usage_errors():
         check_test_config(cfg)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return cfg
 
 
@@ -76,12 +74,10 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
     Raises:
         UsageError: the pre-flight check finds an error; the message lists the findings.
     """
-    try:
+    with usage_errors():
         data = register_custom(
             args.train_json, args.train_images, args.val_json, args.val_images, check=check
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
     for report in data.reports:  # printed: the loggers are set up later, in each process
         print(report, flush=True)
     cfg.DATASETS.TRAIN = data.train_names

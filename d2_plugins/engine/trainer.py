@@ -131,19 +131,21 @@ class Trainer(DefaultTrainer):
             built.insert(evaluation + 1, best)
         if self.cfg.TEST.AUG.ENABLED:
             built.insert(evaluation + 1, hooks.EvalHook(0, self._test_augmented))
+        built[evaluation] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test)
         if self._ema is not None:
-            built[evaluation] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_averaged)
             built.insert(0, self._ema)
         return built
 
-    def _test_averaged(self) -> dict[str, Any]:
-        assert self._ema is not None
-        self._last_eval_results = self.test(self.cfg, self._ema.averaged)
+    @property
+    def _tested_model(self) -> nn.Module:
+        return self.model if self._ema is None else self._ema.averaged
+
+    def _test(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self._tested_model)
         return self._last_eval_results
 
     def _test_augmented(self) -> dict[str, Any]:
-        model = self.model if self._ema is None else self._ema.averaged
-        results = self.test_augmented(self.cfg, model)
+        results = self.test_augmented(self.cfg, self._tested_model)
         self._last_eval_results = merge_results(self._last_eval_results, results)
         return results
 

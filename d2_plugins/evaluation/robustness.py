@@ -7,18 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset, print_csv_format
 from torch import nn
 
-from .build import build_evaluator
 from .corruptions import Corruption, CorruptionMapper, build_corruptions
+from .variants import Results, evaluate_variant
 
 __all__ = ["evaluate_corruptions"]
 
 logger = logging.getLogger(__name__)
-
-Results = dict[str, Any]
 
 
 def evaluate_corruptions(
@@ -61,8 +57,7 @@ def _evaluate(
 ) -> Results:
     logger.info("Evaluating %s under %s", dataset_name, corruption.name)
     corrupted = CorruptionMapper(mapper, corruption)
-    loader = build_detection_test_loader(cfg, dataset_name, mapper=corrupted)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name, corruption.name)
-    results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name, folder))
-    print_csv_format(results)
-    return {f"{task}_{corruption.name}": values for task, values in results.items()}
+    return evaluate_variant(
+        cfg, model, corrupted, dataset_name, folder=folder, suffix=corruption.name
+    )

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 
-from .build import build_evaluator
+from .variants import Results, evaluate_variant
 
 __all__ = ["evaluate_tta"]
-
-Results = dict[str, Any]
 
 
 def evaluate_tta(
@@ -44,9 +40,8 @@ def evaluate_tta(
     augmented.training = model.training  # what inference_on_dataset goes back to
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(cfg, name, mapper=build_mapper(cfg))
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name)
-        metrics = inference_on_dataset(augmented, loader, build_evaluator(cfg, name, folder))
-        print_csv_format(metrics)
-        results[name] = {f"{task}_TTA": values for task, values in metrics.items()}
+        results[name] = evaluate_variant(
+            cfg, augmented, build_mapper(cfg), name, folder=folder, suffix="TTA"
+        )
     return results if len(results) > 1 else next(iter(results.values()), {})
