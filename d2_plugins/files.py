@@ -1,15 +1,16 @@
-"""Files written whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import contextlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_open", "atomic_write_json"]
+__all__ = ["atomic_open", "atomic_write_json", "staging"]
 
 
 @contextlib.contextmanager
@@ -51,6 +52,23 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
     with atomic_open(path) as file:
         json.dump(_finite(value), file, indent=2, allow_nan=False)
         file.write("\n")
+
+
+@contextlib.contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """An empty folder on the disk of ``parent``, to be filled and renamed; removed at the end.
+
+    Args:
+        parent: folder of the final place; made if needed.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=parent, prefix=".d2_plugins.", suffix=".part"))
+    try:
+        whole = aside / "data"  # mkdtemp's own folder is private to the user
+        whole.mkdir()
+        yield whole
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _finite(value: Any) -> Any:

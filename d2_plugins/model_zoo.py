@@ -1,23 +1,37 @@
-"""Config files by name, as detectron2.model_zoo has it (which itself needs pkg_resources)."""
+"""Config files by name and by path, with one-line errors.
 
-import difflib
-from importlib.resources import files
+The counterpart of ``detectron2.model_zoo`` (which itself needs pkg_resources).
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig
+import yaml
+from detectron2.config import CfgNode, LazyConfig
 
 from .config import get_cfg
+from .errors import UsageError, nearest
 
-__all__ = ["find_config", "get_config", "get_config_file", "list_configs"]
+__all__ = [
+    "find_config",
+    "get_config",
+    "get_config_file",
+    "list_configs",
+    "read_config",
+]
 
 
 def _root() -> Path:
-    return Path(str(files("d2_plugins.configs")))
+    # A wheel has the configs inside the package; a checkout has them next to it. Both are found
+    # from this file, so that the configs always belong to the code that reads them.
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def list_configs() -> list[str]:
-    """Names of all YAML configs, relative to the zoo, e.g. ``"Demo/csp_cascade.yaml"``."""
+    """Return the names of all YAML configs of the zoo, e.g. ``"Demo/csp_cascade.yaml"``."""
     return _names("**/*.yaml")
 
 
@@ -27,54 +41,57 @@ def _names(pattern: str) -> list[str]:
 
 
 def get_config_file(name: str) -> str:
-    """Path of the config called ``name``.
+    """Return the path of a config of the zoo.
 
     Args:
-        name: relative to the zoo, e.g. ``"csp_cascade.yaml"`` or ``"lazy/csp_cascade.py"``.
+        name: path relative to the zoo, e.g. ``"csp_cascade.yaml"`` or ``"lazy/csp_cascade.py"``.
 
     Raises:
-        FileNotFoundError: there is no such config; the message names the nearest ones.
+        FileNotFoundError: the zoo has no such config; the message names the nearest ones.
     """
     path = _root() / name
     if not path.is_file():
-        known = [*list_configs(), *_names("lazy/*.py")]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        near = nearest(name, [*list_configs(), *_names("lazy/*.py")])
         raise FileNotFoundError(
-            f"No config '{name}' in d2_plugins' model zoo. Nearest: {', '.join(near)}. "
-            "d2_plugins.model_zoo.list_configs() has all."
+            f"No config '{name}' in d2_plugins' model zoo. Nearest: {near}. "
+            "d2_plugins.model_zoo.list_configs() returns all names."
         )
     return str(path)
 
 
 def find_config(config_file: str) -> str:
-    """Path of a config that a user names: a file, or else one of the zoo.
+    """Return the path of a config that is given as a file or as a name of the zoo.
 
     Args:
-        config_file: a path, or a name of the zoo, which works from any folder, with or without
-            ``configs/`` in front.
+        config_file: path of a file, or name of the zoo, with or without a leading ``configs/``;
+            names work from any folder.
 
     Raises:
-        FileNotFoundError: there is neither; the message names the nearest configs of the zoo.
+        UsageError: there is neither; the message names the nearest configs of the zoo.
     """
     if Path(config_file).is_file():
         return config_file
-    return get_config_file(config_file.removeprefix("configs/"))
+    try:
+        return get_config_file(config_file.removeprefix("configs/"))
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no config file '{config_file}'. {error}") from error
 
 
 def get_config(name: str, trained: bool = False) -> Any:
-    """The config called ``name``: a YAML merged onto ``d2_plugins.get_cfg()``, or a LazyConfig.
+    """Return the config called ``name``.
 
     Args:
-        name: relative to the zoo.
-        trained: set ``MODEL.WEIGHTS`` to weights trained with this very config instead of the
-            config's own starting weights.
+        name: path relative to the zoo.
+        trained: set ``MODEL.WEIGHTS`` to weights trained with this config instead of the config's
+            own initial weights.
 
     Returns:
-        A CfgNode, or of a ``.py`` an omegaconf ``DictConfig``.
+        A CfgNode (a YAML merged onto ``d2_plugins.get_cfg()``); for a ``.py`` config an omegaconf
+        ``DictConfig``.
 
     Raises:
-        FileNotFoundError: there is no such config.
-        RuntimeError: ``trained`` is asked for and no trained weights are published.
+        FileNotFoundError: the zoo has no such config.
+        RuntimeError: ``trained`` is set and no trained weights are published.
     """
     if name.endswith(".py"):
         cfg = LazyConfig.load(get_config_file(name))
@@ -84,6 +101,70 @@ def get_config(name: str, trained: bool = False) -> Any:
     if trained:
         raise RuntimeError(
             f"No trained weights are published for '{name}' yet; "
-            "docs/benchmarks.md says what was trained."
+            "docs/benchmarks.md lists what was trained."
         )
     return cfg
+
+
+def read_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
+    """Return the default config with a file and KEY VALUE pairs merged into it.
+
+    Args:
+        config_file: path of a file or name of the zoo; None or "" for the defaults alone.
+        opts: KEY VALUE pairs.
+
+    Raises:
+        UsageError: the file is missing, unsafe or not YAML, a key is unknown, or a value has the
+            wrong type.
+    """
+    cfg = get_cfg()
+    if config_file:
+        _merge_file(cfg, config_file)
+    _merge_opts(cfg, list(opts))
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    path = find_config(config_file)
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise UsageError(
+            f"{config_file} is refused: it holds a YAML tag that could run code ({error.problem})"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{config_file} is not valid YAML: {error}") from error
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UsageError(f"{config_file}: {_explain(error, cfg)}") from error
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    try:
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        bad = [key for key in opts[::2] if key not in set(_keys(cfg))]
+        if bad:
+            raise UsageError(_unknown_key(bad[0], cfg)) from error
+        raise UsageError(str(error)) from error
+
+
+def _explain(error: Exception, cfg: CfgNode) -> str:
+    message = str(error).strip("\"'")
+    if "Non-existent config key" in message:
+        return _unknown_key(message.rsplit(": ", 1)[-1], cfg)
+    return message
+
+
+def _unknown_key(key: str, cfg: CfgNode) -> str:
+    known = list(_keys(cfg))
+    same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = ", ".join(same_name[:3]) or nearest(key, known)
+    return f"There is no config key '{key}'. Nearest: {near}"
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

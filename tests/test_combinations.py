@@ -15,10 +15,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_plugins import get_cfg
-
-from .helpers import REPO
-from .stock import STOCK_HEADS, behaviour, make_stock, small_batch
-from .toy import toy_cfg
+from tests.support.helpers import REPO
+from tests.support.stock import STOCK_HEADS, behaviour, make_stock, small_batch
+from tests.support.toy import toy_cfg
 
 BACKBONES = {
     "cspnet": ("MODEL.BACKBONE.NAME", "build_cspnet_fpn_backbone", "MODEL.ATTENTION.NAME", "eca"),
@@ -158,7 +157,7 @@ def detect(model: nn.Module) -> list[Instances]:
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], dict]:
     """What detectron2 does where d2_plugins was never imported."""
     path = tmp_path_factory.mktemp("stock") / "behaviour.pth"
-    subprocess.run([sys.executable, "-m", "tests.stock", str(path)], cwd=REPO, check=True)
+    subprocess.run([sys.executable, "-m", "tests.support.stock", str(path)], cwd=REPO, check=True)
     return torch.load(path, weights_only=True)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import d2_plugins.data
 from d2_plugins import add_d2_plugins_config, get_cfg, model_zoo
-from d2_plugins.modeling.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
+from d2_plugins.modeling.backbone.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
 
 
 def test_adding_the_keys_twice_keeps_the_values() -> None:

@@ -16,12 +16,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_plugins import model_zoo
+from d2_plugins.cli.train_lazy import main
 from d2_plugins.data import register_coco_json
 from d2_plugins.data.mapper import PluginDatasetMapper
 from d2_plugins.engine import Trainer
-from d2_plugins.engine.lazy import main
 from d2_plugins.modeling.backbone import CSPNet
-from tests.toy import TOY_LAZY_OPTS, write_toy_coco
+from tests.support.toy import TOY_LAZY_OPTS, write_toy_coco
 
 NAME = "lazy/csp_cascade.py"
 

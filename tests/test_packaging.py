@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import REPO
+from tests.support.helpers import REPO
 
 
 def python(code: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from tests.helpers import shared_path
-from tests.toy import toy_cfg
+from tests.support.helpers import shared_path
+from tests.support.toy import toy_cfg
 
 
 def lively_model(cfg: CfgNode) -> nn.Module:

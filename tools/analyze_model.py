@@ -16,10 +16,10 @@ import torch
 
 from d2_plugins.benchmark.fixed_work import build_fixed_work
 from d2_plugins.benchmark.machine import describe_machine
-from d2_plugins.benchmark.model import analyze, format_report
-from d2_plugins.engine.cli import config_from, config_parser, exit_status
-from d2_plugins.engine.errors import UsageError, usage_errors
-from d2_plugins.engine.photo import load_photo
+from d2_plugins.benchmark.model_costs import analyze, format_report
+from d2_plugins.cli.parsers import config_from, config_parser, exit_status
+from d2_plugins.data.images import load_photo
+from d2_plugins.errors import UsageError, usage_errors
 
 EXAMPLE = """
 Example:

@@ -6,7 +6,7 @@
 All benchmarks: --help. What they print here: docs/benchmarks.md.
 """
 
-from d2_plugins.benchmark.main import main
+from d2_plugins.cli.benchmark import main
 
 if __name__ == "__main__":
     main()

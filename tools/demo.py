@@ -7,7 +7,7 @@
 All options: --help.
 """
 
-from d2_plugins.engine.demo import main
+from d2_plugins.cli.predict import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

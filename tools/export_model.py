@@ -17,9 +17,10 @@ TorchScript and torch.export run on the device they are written on (MODEL.DEVICE
 import argparse
 from collections.abc import Sequence
 
-from d2_plugins.engine.cli import config_from, config_parser, exit_status
-from d2_plugins.engine.errors import usage_errors
-from d2_plugins.engine.photo import load_model, load_photo
+from d2_plugins.checkpoint.checkpointer import load_model
+from d2_plugins.cli.parsers import config_from, config_parser, exit_status
+from d2_plugins.data.images import load_photo
+from d2_plugins.errors import usage_errors
 from d2_plugins.export import ExportableDetector, check_paths, check_sizes, export_and_check
 
 EXAMPLE = """

@@ -6,7 +6,7 @@
 All options: --help. Guide: docs/use_in_your_project.md.
 """
 
-from d2_plugins.engine.lazy import main
+from d2_plugins.cli.train_lazy import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,7 +6,7 @@
 All options: --help.
 """
 
-from d2_plugins.engine.plot_runs import main
+from d2_plugins.cli.plot_runs import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,7 +7,7 @@
 All options: --help. Guide: docs/datasets.md.
 """
 
-from d2_plugins.data.prepare.cli import main
+from d2_plugins.cli.prepare import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,7 +6,7 @@ Usage: tools/run_demo.py [KEY VALUE ...]
 
 import sys
 
-from d2_plugins.engine.run_demo import run_demo
+from d2_plugins.cli.demo import run_demo
 
 if __name__ == "__main__":
     run_demo(sys.argv[1:])

@@ -6,7 +6,7 @@
 All options: --help. Guide: docs/training.md.
 """
 
-from d2_plugins.engine import main
+from d2_plugins.cli.train import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

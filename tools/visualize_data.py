@@ -7,7 +7,7 @@
 All options: --help.
 """
 
-from d2_plugins.engine.visualize_data import main
+from d2_plugins.cli.visualize_data import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

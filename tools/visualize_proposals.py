@@ -7,7 +7,7 @@
 All options: --help.
 """
 
-from d2_plugins.engine.visualize_proposals import main
+from d2_plugins.cli.visualize_proposals import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

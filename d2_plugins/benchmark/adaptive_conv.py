@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import adaptive_conv2d
-from ..layers.adaptive_conv import Backend
+from ..layers.adaptive_conv.convolution import Backend
 from .machine import extra_memory_mb
 from .timing import median_ratio
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..layers import adaptive_conv_ops  # noqa: F401  # registers operators
+from ..layers.adaptive_conv import operators  # noqa: F401  # registers operators
 
 __all__ = ["Costs", "count_costs", "parts_of"]
 

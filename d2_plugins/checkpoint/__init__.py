@@ -2,13 +2,12 @@
 
 from .checkpointer import PluginCheckpointer
 from .cspnet_weights import convert_darknet_cspnet, convert_timm_cspnet, read_darknet_weights
-from .files import UnsafeCheckpointError, read_checkpoint
-from .report import IncompleteWeightsError, LoadReport
+from .load_report import LoadReport
+from .reading import UnsafeCheckpointError, read_checkpoint
 from .resnet_weights import convert_resnet
 from .sources import Source, find_source
 
 __all__ = [
-    "IncompleteWeightsError",
     "LoadReport",
     "PluginCheckpointer",
     "Source",

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
+from ..errors import usage_errors
 from ..files import atomic_open
 from .conversion import convert_darknet, convert_names, find_bottom_up
-from .files import read_checkpoint
+from .load_report import LoadReport
 from .packaged_weights import rename_by_position
-from .plain import to_plain
-from .report import LoadReport
+from .plain_state import to_plain
+from .reading import read_checkpoint
 from .sources import Source, find_source
 
-__all__ = ["PluginCheckpointer"]
+__all__ = ["PluginCheckpointer", "load_model"]
 
 
 class PluginCheckpointer(DetectionCheckpointer):
@@ -189,3 +192,16 @@ def _without_aliases(missing: Sequence[str], state: dict[str, torch.Tensor]) -> 
     absent = set(missing)
     filled = {id(tensor) for name, tensor in state.items() if name not in absent}
     return [name for name in missing if id(state[name]) not in filled]
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config in eval mode and load ``MODEL.WEIGHTS``.
+
+    Raises:
+        UsageError: the weights do not exist or do not fit the model.
+    """
+    model = build_model(cfg).eval()
+    checkpointer = PluginCheckpointer(model, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING)
+    with usage_errors("MODEL.WEIGHTS"):
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model

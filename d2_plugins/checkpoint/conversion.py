@@ -7,8 +7,7 @@ import torch
 from detectron2.modeling.backbone import ResNet
 from torch import Tensor, nn
 
-from d2_plugins.modeling.backbone import CSPNet, TimmBackbone
-
+from ..modeling.backbone import CSPNet, TimmBackbone
 from .attention_weights import convert_attention, eca_kernel_sizes
 from .cspnet_weights import DARKNET_LEAKY_SLOPE, convert_darknet_cspnet, convert_timm_cspnet
 from .resnet_weights import convert_resnet, is_torch_resnet

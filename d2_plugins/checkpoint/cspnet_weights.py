@@ -13,7 +13,7 @@ import torch
 from detectron2.layers import Conv2d
 from torch import Tensor
 
-from d2_plugins.modeling.backbone import CSPNet
+from ..modeling.backbone import CSPNet
 
 __all__ = [
     "DARKNET_LEAKY_SLOPE",

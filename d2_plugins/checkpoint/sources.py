@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from ..modeling.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
+from ..modeling.backbone.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
 from .packaged_weights import find_packaged
 
 __all__ = ["Source", "find_source"]

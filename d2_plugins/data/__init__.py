@@ -5,16 +5,13 @@ Importing this registers ``shapes_{train,val}``, ``penn_fudan_{train,val}`` and
 """
 
 from .custom import CocoSummary, CustomData, register_coco_json, register_custom
-from .errors import DatasetError
-from .hints import missing_dataset_hint
-from .preflight import check_dataset
-from .registration import dataset_root, register_all
-from .report import Finding, Report
+from .datasets.missing import missing_dataset_hint
+from .datasets.registration import dataset_root, register_all
+from .preflight import Finding, Report, check_dataset
 
 __all__ = [
     "CocoSummary",
     "CustomData",
-    "DatasetError",
     "Finding",
     "Report",
     "check_dataset",

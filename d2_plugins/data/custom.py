@@ -7,8 +7,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from .errors import DatasetError
-from .preflight import Report, check_dataset
+from ..errors import UsageError
+from .preflight.check import Report, check_dataset
 
 __all__ = ["CocoSummary", "CustomData", "register_coco_json", "register_custom"]
 
@@ -58,7 +58,7 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path)
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        DatasetError: the file is no COCO json.
+        UsageError: the file is no COCO json.
     """
     if not Path(image_root).is_dir():
         raise FileNotFoundError(f"There is no image folder '{image_root}'")
@@ -96,7 +96,7 @@ def register_custom(
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
-        DatasetError: the check finds errors, or the two files have different classes.
+        UsageError: the check finds errors, or the two files have different classes.
     """
     sources = {
         name: (json_file, image_root)
@@ -113,7 +113,7 @@ def register_custom(
     class_names = summaries[0].class_names if summaries else ()
     for summary in summaries:
         if summary.class_names != class_names:
-            raise DatasetError(
+            raise UsageError(
                 f"{train_json} and {val_json} have different classes: {', '.join(class_names)} "
                 f"and {', '.join(summary.class_names)}"
             )
@@ -140,9 +140,9 @@ def _read(json_file: Path) -> tuple[list[int], CocoSummary]:
             if item.get("segmentation") and not item.get("iscrowd", 0)
         ]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{json_file} is no COCO annotation file: {error!r}") from error
+        raise UsageError(f"{json_file} is no COCO annotation file: {error!r}") from error
     if not categories:
-        raise DatasetError(f"{json_file} has no categories")
+        raise UsageError(f"{json_file} has no categories")
     mask_format = None
     if masks:
         mask_format = "bitmask" if any(isinstance(mask, dict) for mask in masks) else "polygon"

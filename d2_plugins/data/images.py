@@ -7,14 +7,20 @@ detectron2 would both turn; and turned images whose annotations were made withou
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from PIL import Image, ImageOps
+from torch import Tensor
 
-__all__ = ["ImageHeader", "read_header", "readable_name"]
+__all__ = ["ImageHeader", "load_photo", "read_header", "read_photo", "readable_name"]
 
 _EXIF_ORIENTATION = 274
 _UPRIGHT = "d2_plugins-upright://"
@@ -137,3 +143,43 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 PathManager.register_handler(_PlainImages(), allow_override=True)
+
+
+def read_photo(
+    path: str | Path, image_format: str, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The pixels of a photograph, upright, in its own size; of 16-bit images the high bytes.
+
+    Args:
+        path: the image file.
+        image_format: as ``INPUT.FORMAT``.
+        size: width and height that annotations of it refer to, if there are any.
+
+    Returns:
+        (H, W, 3).
+
+    Raises:
+        OSError: it cannot be read as an image; the message names it.
+    """
+    try:
+        return read_image(readable_name(str(path), size), format=image_format)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise what they please
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
+def load_photo(cfg: CfgNode, path: str | Path) -> tuple[Tensor, np.ndarray]:
+    """A photograph, resized as in testing.
+
+    Returns:
+        (3, H, W) in ``INPUT.FORMAT`` for the model, and (H, W, 3) RGB, uint8, to draw on.
+
+    Raises:
+        OSError: as :func:`read_photo`.
+    """
+    pixels = read_photo(path, cfg.INPUT.FORMAT)
+    resize = transforms.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    pixels = resize.get_transform(pixels).apply_image(pixels)
+    image = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
+    return image, convert_image_to_rgb(pixels, cfg.INPUT.FORMAT)

@@ -8,7 +8,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode
 
-from .errors import DatasetError
+from ..errors import UsageError
 from .images import readable_name
 
 __all__ = ["PluginDatasetMapper"]
@@ -19,7 +19,7 @@ class PluginDatasetMapper(DatasetMapper):
 
     In training, boxes are clipped to the image (by detectron2), and those without a positive
     width and height are left out before they can be flipped into a valid one. Whatever goes wrong
-    with an image or its annotations is raised as a :class:`DatasetError` with file and image id.
+    with an image or its annotations is raised as a :class:`UsageError` with file and image id.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class PluginDatasetMapper(DatasetMapper):
             dataset_dict: not changed.
 
         Raises:
-            DatasetError: the image cannot be read, has another size than its annotations say, or
+            UsageError: the image cannot be read, has another size than its annotations say, or
                 an annotation cannot be used.
         """
         file_name = dataset_dict["file_name"]
@@ -41,7 +41,7 @@ class PluginDatasetMapper(DatasetMapper):
         except Exception as error:  # readers and transforms raise what they please
             image_id = dataset_dict.get("image_id")
             message = f"{type(error).__name__}: {error}"
-            raise DatasetError(f"{file_name} (image id {image_id}): {message}") from error
+            raise UsageError(f"{file_name} (image id {image_id}): {message}") from error
         mapped["file_name"] = file_name
         return mapped
 

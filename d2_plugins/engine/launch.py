@@ -12,8 +12,7 @@ import torch
 from detectron2.engine import launch as detectron2_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from ..data import DatasetError
-from .errors import UsageError
+from ..errors import UsageError
 
 __all__ = ["launch", "launch_as"]
 
@@ -98,7 +97,7 @@ def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         main(*args)
-    except (UsageError, DatasetError) as error:
+    except UsageError as error:
         if not spawned:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,58 +1,25 @@
-"""What tools/lazyconfig_train_net.py runs: training and evaluation of a LazyConfig.
+"""Training and evaluation of a LazyConfig.
 
 detectron2's lazyconfig_train_net with this package's step, checkpoints and launch: it trains on a
 CPU too, loads weights by name, and clips the norm of the whole gradient.
 """
 
-import argparse
 from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
-from .arguments import check_launch
-from .cli import exit_status
-from .config_files import find_config, nearest
-from .errors import UsageError, usage_errors
-from .launch import launch_as
-from .train_loop import StepTrainer, wrap_ddp
+from ..errors import UsageError, nearest, usage_errors
+from ..model_zoo import find_config
+from .train_step import StepTrainer, wrap_ddp
 
-__all__ = ["evaluate", "load_lazy_config", "main", "train"]
-
-_EXAMPLE = """
-Example:
-    $ tools/lazyconfig_train_net.py --config-file configs/lazy/csp_cascade.py --num-gpus 8 \\
-        train.output_dir=output/run
-"""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train or evaluate as the command line says.
-
-    Args:
-        argv: the arguments, those of detectron2's tool; None takes those of the process.
-
-    Returns:
-        The exit status: 0, or 2 after a mistake in the command line, the config or the data.
-    """
-    parser = default_argument_parser(_EXAMPLE)
-    parser.description = "Train or evaluate a LazyConfig; opts are key=value pairs."
-    parser.set_defaults(dist_url="auto")
-    args = parser.parse_args(argv)
-    check_launch(parser, args)
-    return exit_status(_launch, args)
-
-
-def _launch(args: argparse.Namespace) -> int:
-    launch_as(args, _run, use_cpu=_cfg_of(args).train.device == "cpu")
-    return 0
+__all__ = ["evaluate", "load_lazy_config", "train"]
 
 
 def load_lazy_config(config_file: str, overrides: list[str], *, on_cpu: bool = False) -> DictConfig:
@@ -93,25 +60,6 @@ def _check_key(cfg: DictConfig, key: str) -> None:
     prefix = f"{parent}." if parent else ""
     known = [prefix + str(other) for other in node] if isinstance(node, DictConfig) else []
     raise UsageError(f"There is no config key '{key}'. Nearest: {nearest(key, known)}")
-
-
-def _cfg_of(args: argparse.Namespace) -> DictConfig:
-    return load_lazy_config(args.config_file, args.opts, on_cpu=args.num_gpus == 0)
-
-
-def _run(args: argparse.Namespace) -> dict[str, Any] | None:
-    cfg = _cfg_of(args)
-    args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2_plugins")
-    if not args.eval_only:
-        return train(cfg, resume=args.resume)
-    model = instantiate(cfg.model).to(cfg.train.device).eval()
-    with usage_errors("train.init_checkpoint"):
-        PluginCheckpointer(model, cfg.train.output_dir).resume_or_load(
-            cfg.train.init_checkpoint, resume=args.resume
-        )
-    return evaluate(cfg, model)
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:

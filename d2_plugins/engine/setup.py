@@ -11,10 +11,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..data import missing_dataset_hint, register_custom
+from ..errors import UsageError, nearest, usage_errors
 from ..evaluation import check_test_config
+from ..model_zoo import find_config, read_config
 from ..modeling.roi_heads import InvertedAttentionMixin
-from .config_files import find_config, nearest, read_config
-from .errors import UsageError, usage_errors
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
 

@@ -19,11 +19,11 @@ from torch import nn
 from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
+from ..errors import UsageError
 from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions, evaluate_tta
 from .ema import build_ema
-from .errors import UsageError
 from .hooks import BestCheckpoint, SeedPerIteration
-from .train_loop import StepTrainer, amp_dtype, wrap_ddp
+from .train_step import StepTrainer, amp_dtype, wrap_ddp
 
 __all__ = ["Trainer", "merge_results", "scale_to_world_size"]
 

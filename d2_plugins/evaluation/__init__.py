@@ -3,8 +3,8 @@
 from .build import VOCEvaluator, build_evaluator, check_test_config, predicts_instances
 from .coco import FastCOCOEvaluator, evaluate_detections
 from .corruptions import CORRUPTIONS, Corruption, CorruptionMapper, build_corruptions
-from .proposals import ProposalRecallEvaluator, ProposalRecorder
-from .recall import ProposalRecall
+from .proposal_evaluator import ProposalRecallEvaluator, ProposalRecorder
+from .proposal_recall import ProposalRecall
 from .robustness import evaluate_corruptions
 from .tta import evaluate_tta
 

@@ -13,7 +13,7 @@ from detectron2.evaluation import (
 
 from .coco import FastCOCOEvaluator, check_engine
 from .corruptions import build_corruptions
-from .proposals import ProposalRecallEvaluator
+from .proposal_evaluator import ProposalRecallEvaluator
 
 __all__ = ["VOCEvaluator", "build_evaluator", "check_test_config", "predicts_instances"]
 

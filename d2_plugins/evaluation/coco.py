@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..files import atomic_open
-from .recall import ProposalRecall, save_proposals
+from .proposal_recall import ProposalRecall, save_proposals
 
 __all__ = ["ENGINES", "FastCOCOEvaluator", "check_engine", "evaluate_detections"]
 

@@ -9,9 +9,9 @@ from torchvision.ops import deform_conv2d, roi_align
 from d2_plugins import model_zoo
 from d2_plugins.benchmark.complexity import count_costs
 from d2_plugins.benchmark.fixed_work import FixedWork, build_fixed_work, random_boxes, typical_size
-from d2_plugins.benchmark.model import analyze
-from d2_plugins.benchmark.zoo import baseline_cfg
+from d2_plugins.benchmark.model_costs import analyze
 from d2_plugins.layers import AdaptiveConv2d
+from dev.zoo_page import baseline_cfg
 
 
 def part_flops(work: FixedWork) -> dict[str, int]:

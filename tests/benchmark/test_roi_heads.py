@@ -3,7 +3,7 @@ import math
 import pytest
 
 from d2_plugins.benchmark.roi_heads import double_head, inverted_attention, whole_step
-from tests.modeling.roi_heads.builders import make_detector_cfg
+from tests.support.roi_heads import make_detector_cfg
 
 
 def test_double_head_counts_what_the_formulas_say() -> None:

@@ -11,12 +11,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from d2_plugins.checkpoint import IncompleteWeightsError, PluginCheckpointer
+from d2_plugins.checkpoint import PluginCheckpointer
 from d2_plugins.checkpoint.cspnet_weights import convert_darknet_cspnet
+from d2_plugins.errors import IncompleteWeightsError
 from d2_plugins.modeling.backbone import CSPNet
-from tests.helpers import randomise_norms
-
-from .models import clones, detector, resnet
+from tests.support.checkpoint_models import clones, detector, resnet
+from tests.support.helpers import randomise_norms
 
 BOTTOM_UP = "backbone.bottom_up."
 

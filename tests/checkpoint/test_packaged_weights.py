@@ -7,7 +7,7 @@ import torch
 from d2_plugins.checkpoint import PluginCheckpointer
 from d2_plugins.checkpoint.packaged_weights import find_packaged, rename_by_position
 from d2_plugins.modeling.backbone import TimmBackbone
-from tests.helpers import shared_path
+from tests.support.helpers import shared_path
 
 ARCH = "tf_efficientnet_lite0"
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from d2_plugins.checkpoint import PluginCheckpointer
 from d2_plugins.modeling.backbone import AttentionPlan, AttentionResNet
-from tests.helpers import randomise_norms
-
-from .models import clones, resnet
+from tests.support.checkpoint_models import clones, resnet
+from tests.support.helpers import randomise_norms
 
 
 def _stages(model: nn.Module, x: Tensor) -> list[Tensor]:

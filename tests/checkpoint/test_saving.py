@@ -14,7 +14,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
 from d2_plugins.checkpoint import PluginCheckpointer
-from d2_plugins.checkpoint.plain import to_plain
+from d2_plugins.checkpoint.plain_state import to_plain
 
 
 def _killed_within(target: str, action: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,8 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from d2_plugins.checkpoint import PluginCheckpointer, find_source
 from d2_plugins.modeling.backbone import CSPNet, TimmBackbone
-from tests.helpers import randomise_norms
-
-from .models import clones, detector, resnet
+from tests.support.checkpoint_models import clones, detector, resnet
+from tests.support.helpers import randomise_norms
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
-from d2_plugins.data import DatasetError, register_coco_json, register_custom
-from tests.toy import CLASSES, write_toy_coco
+from d2_plugins.data import register_coco_json, register_custom
+from d2_plugins.errors import UsageError
+from tests.support.toy import CLASSES, write_toy_coco
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -80,19 +81,19 @@ def test_refused_with_the_reason(tmp_path: Path) -> None:
     json_file, root = write_toy_coco(tmp_path)
     good, images = str(json_file), str(root)
     renamed = edit(json_file, categories=[{"id": 1, "name": "x"}, {"id": 2, "name": "y"}])
-    with pytest.raises(DatasetError, match="different classes: dark, bright and x, y"):
+    with pytest.raises(UsageError, match="different classes: dark, bright and x, y"):
         register_custom(good, images, renamed, images)
-    with pytest.raises(DatasetError, match="no categories"):
+    with pytest.raises(UsageError, match="no categories"):
         register_coco_json("mine", edit(json_file, categories=[]), images)
     with pytest.raises(FileNotFoundError, match="annotation file"):
         register_coco_json("mine", tmp_path / "gone.json", images)
     with pytest.raises(FileNotFoundError, match="image folder"):
         register_coco_json("mine", good, tmp_path / "gone")
     (root / "004.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"004\.png \(image id 4\)"):
+    with pytest.raises(UsageError, match=r"004\.png \(image id 4\)"):
         register_custom(good, images, good, images)
     broken = tmp_path / "broken.json"
     for text in ("{", "[]", "{}", '{"categories": [3], "annotations": []}'):
         broken.write_text(text)
-        with pytest.raises(DatasetError, match=r"broken\.json is no COCO"):
+        with pytest.raises(UsageError, match=r"broken\.json is no COCO"):
             register_coco_json("mine", broken, images)

@@ -15,10 +15,10 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from d2_plugins import get_cfg
-from d2_plugins.data import DatasetError
 from d2_plugins.data.mapper import PluginDatasetMapper
-from tests.data.odd_images import ODD_KINDS, SIZE, ramp, write_odd_image
-from tests.toy import toy_cfg
+from d2_plugins.errors import UsageError
+from tests.support.odd_images import ODD_KINDS, SIZE, ramp, write_odd_image
+from tests.support.toy import toy_cfg
 
 
 def plain_cfg() -> CfgNode:
@@ -90,11 +90,11 @@ def test_unusable_images_are_named(tmp_path: Path) -> None:
         tmp_path / "missing.png": "No such file",
     }
     for path, said in cases.items():
-        with pytest.raises(DatasetError, match=said) as error:
+        with pytest.raises(UsageError, match=said) as error:
             mapper(item(path))
         assert str(path) in str(error.value)
         assert "image id 17" in str(error.value)
-    with pytest.raises(DatasetError, match=r"rgb\.png.*image id 17.*\(48, 32\).*\(50, 32\)"):
+    with pytest.raises(UsageError, match=r"rgb\.png.*image id 17.*\(48, 32\).*\(50, 32\)"):
         mapper(item(good, (50, 32)))
 
 
@@ -151,7 +151,7 @@ def test_masks_as_rle_need_bitmask_and_survive_it(tmp_path: Path) -> None:
     data = item(path, bbox=[10, 5, 20, 10], segmentation=rle())
     masks = PluginDatasetMapper(mask_cfg("bitmask"), is_train=True)(data)["instances"].gt_masks
     np.testing.assert_array_equal(masks.tensor[0].numpy(), mask_util.decode(rle()))
-    with pytest.raises(DatasetError, match=r"INPUT\.MASK_FORMAT is 'polygon'.*'bitmask'"):
+    with pytest.raises(UsageError, match=r"INPUT\.MASK_FORMAT is 'polygon'.*'bitmask'"):
         PluginDatasetMapper(mask_cfg("polygon"), is_train=True)(data)
 
 
@@ -164,7 +164,7 @@ def test_polygons_work_in_either_format_and_their_lack_is_named(
     polygon = [[10.0, 5.0, 30.0, 5.0, 30.0, 15.0, 10.0, 15.0]]
     masks = mapper(item(path, bbox=[10, 5, 20, 10], segmentation=polygon))["instances"].gt_masks
     assert masks.get_bounding_boxes().tensor.tolist() == [[10, 5, 30, 15]]
-    with pytest.raises(DatasetError, match=r"MODEL\.MASK_ON .* no mask"):
+    with pytest.raises(UsageError, match=r"MODEL\.MASK_ON .* no mask"):
         mapper(item(path, bbox=[10, 5, 20, 10]))
 
 

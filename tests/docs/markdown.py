@@ -11,7 +11,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tests.helpers import REPO
+from tests.support.helpers import REPO
 
 PAGES = (
     "README.md",

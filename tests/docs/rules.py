@@ -8,7 +8,7 @@ import re
 import shlex
 from typing import NamedTuple
 
-from tests.toy import TOY_LAZY_OPTS
+from tests.support.toy import TOY_LAZY_OPTS
 
 
 class Change(NamedTuple):
@@ -86,9 +86,7 @@ CHANGED: tuple[Change, ...] = (
     Change(
         r"^tools/benchmark\.py (double-head|inverted-attention)", r"\g<0> --num-rois 8", "minutes"
     ),
-    Change(
-        r"^(?!.* --only )tools/make_zoo\.py.*", r"\g<0> --only Demo/faster_rcnn.yaml", "minutes"
-    ),
+    Change(r"^(?!.* --only )dev/make_zoo\.py.*", r"\g<0> --only Demo/faster_rcnn.yaml", "minutes"),
     Change(
         r"^python -m pytest.*",
         r"\g<0> --collect-only -n 0",
@@ -109,7 +107,7 @@ NOT_RUN: dict[str, str] = {
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",
     r"dev/install\.sh": _INSTALLS,
-    r"tools/reproduce_tables\.py": "trains for hours; tests/benchmark/test_tables.py trains less",
+    r"dev/reproduce_tables\.py": "trains for hours; tests/dev/test_trained_tables.py trains less",
     r"tools/prepare_datasets\.py coco2017": _WHOLE,
     r"tools/prepare_datasets\.py voc": _WHOLE,
     r"tools/prepare_datasets\.py penn_fudan": _WHOLE,

@@ -21,12 +21,12 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from filelock import FileLock
 from PIL import Image
 
-from d2_plugins.data.shapes import ShapesRecipe, ensure_shapes, shapes_datasets
+from d2_plugins.data.datasets.shapes import ShapesRecipe, ensure_shapes, shapes_datasets
 from tests.docs.markdown import Block
 from tests.docs.programs import CLIENT, LOG_VARIABLE, PROGRAMS, SOCKET_VARIABLE
 from tests.docs.rules import PRESUPPOSED
-from tests.helpers import REPO
-from tests.toy import write_toy_coco
+from tests.support.helpers import REPO
+from tests.support.toy import write_toy_coco
 
 # Not the reader's: what is ignored by git, and what the sandbox has of its own.
 _NOT_COPIED = (".*", "__pycache__", "output", "datasets", "build", "dist", "*.egg-info")

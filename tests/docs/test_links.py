@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.markdown import PAGES, anchors, links
-from tests.helpers import REPO
+from tests.support.helpers import REPO
 
 
 def problem(page: Path, target: str) -> str | None:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from d2_plugins.engine import Trainer
 from d2_plugins.engine.ema import EMAHook, build_ema
-from tests.toy import toy_cfg
-
-from .test_trainer import train, weights
+from tests.engine.test_trainer import train, weights
+from tests.support.toy import toy_cfg
 
 EMA = ["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.75, "SOLVER.EMA.WARMUP", False]
 

@@ -7,8 +7,9 @@ import torch
 from detectron2.utils import comm
 
 from d2_plugins.data import register_coco_json
-from d2_plugins.engine import Trainer, UsageError, launch
-from tests.toy import toy_cfg, write_toy_coco
+from d2_plugins.engine import Trainer, launch
+from d2_plugins.errors import UsageError
+from tests.support.toy import toy_cfg, write_toy_coco
 
 
 def trainer_of_rank(folder: Path, *, with_checkpoint: bool) -> Trainer:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from d2_plugins.engine import UsageError, build_cfg, parse_args
+from d2_plugins.cli.arguments import parse_args
+from d2_plugins.engine import build_cfg
 from d2_plugins.engine.trainer import scale_to_world_size
-from tests.toy import toy_cfg, write_toy_coco
+from d2_plugins.errors import UsageError
+from tests.support.toy import toy_cfg, write_toy_coco
 
 DEMO = "Demo/Base-shapes.yaml"
 

@@ -10,8 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_plugins.engine import Trainer
-from d2_plugins.engine.train_loop import StepTrainer, amp_dtype
-from tests.toy import toy_cfg
+from d2_plugins.engine.train_step import StepTrainer, amp_dtype
+from tests.support.toy import toy_cfg
 
 
 def train(output_dir: Path, opts: list[Any], *, stop_after: int | None = None) -> Trainer:

@@ -20,8 +20,8 @@ from d2_plugins.evaluation import (
     build_evaluator,
     check_test_config,
 )
-from tests.evaluation.random_coco import SIZE, Registered
-from tests.evaluation.tiny_model import evaluate, random_images, tiny_cfg
+from tests.support.random_coco import SIZE, Registered
+from tests.support.tiny_model import evaluate, random_images, tiny_cfg
 
 
 @pytest.fixture

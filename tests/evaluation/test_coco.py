@@ -18,14 +18,14 @@ from pycocotools.coco import COCO
 
 from d2_plugins.evaluation import FastCOCOEvaluator, evaluate_detections
 from d2_plugins.evaluation.coco import ENGINES
-from tests.evaluation.random_coco import (
+from tests.support.helpers import shared_path
+from tests.support.random_coco import (
     SIGMAS,
     Registered,
     assert_same,
     random_annotations,
     random_instances,
 )
-from tests.helpers import shared_path
 
 
 def run(evaluator: COCOEvaluator, predictions: dict[int, Instances], **kwargs: Any) -> Any:

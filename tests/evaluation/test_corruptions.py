@@ -13,14 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2_plugins.evaluation import (
-    CorruptionMapper,
-    build_corruptions,
-    evaluate_corruptions,
-)
+from d2_plugins.evaluation import CorruptionMapper, build_corruptions, evaluate_corruptions
 from d2_plugins.evaluation.corruptions import blur, noise, occlude
-from tests.evaluation.random_coco import Registered
-from tests.evaluation.tiny_model import evaluate, random_images, tiny_cfg
+from tests.support.random_coco import Registered
+from tests.support.tiny_model import evaluate, random_images, tiny_cfg
 
 NO_BOXES = np.zeros((0, 4))
 

@@ -10,8 +10,8 @@ from detectron2.utils import comm
 
 from d2_plugins.engine import launch
 from d2_plugins.evaluation import ProposalRecorder, evaluate_corruptions
-from tests.evaluation.random_coco import Registered
-from tests.evaluation.tiny_model import evaluate, random_images, tiny_cfg
+from tests.support.random_coco import Registered
+from tests.support.tiny_model import evaluate, random_images, tiny_cfg
 
 
 def job(folder: Path, output: str) -> None:

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from d2_plugins import model_zoo
 from d2_plugins.export import ExportableDetector, compare, detect, pad_input
-from tests.export.models import FLAGSHIP, MASK, PLAIN, image, small_model
+from tests.support.export_models import FLAGSHIP, MASK, PLAIN, image, small_model
 
 CASCADE = (
     *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),

@@ -16,7 +16,7 @@ from d2_plugins.export import (
     load_exported,
     write,
 )
-from tests.export.models import FLAGSHIP, MASK, PLAIN, image, small_model
+from tests.support.export_models import FLAGSHIP, MASK, PLAIN, image, small_model
 
 
 def assert_same(detector: ExportableDetector, model: nn.Module, path: Path) -> None:

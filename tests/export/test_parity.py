@@ -13,8 +13,8 @@ from torch import Tensor
 
 from d2_plugins import model_zoo
 from d2_plugins.export import compare
-from tests.export.models import PLAIN, SMALL, image, small_model
-from tests.helpers import REPO
+from tests.support.export_models import PLAIN, SMALL, image, small_model
+from tests.support.helpers import REPO
 
 
 def detections() -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import DatasetError
+from ...errors import UsageError
 
 __all__ = ["check_md5", "download"]
 
@@ -58,7 +58,7 @@ def download(
         timeout: seconds without any data after which a connection counts as broken.
 
     Raises:
-        DatasetError: the server does not have the file, the attempts are used up, or the checksum
+        UsageError: the server does not have the file, the attempts are used up, or the checksum
             is wrong.
     """
     if path.exists():
@@ -74,10 +74,10 @@ def download(
             break
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410):
-                raise DatasetError(f"{url}: {error}") from error
+                raise UsageError(f"{url}: {error}") from error
             failures = 0 if _size(part) > before else failures + 1
             if failures >= attempts:
-                raise DatasetError(
+                raise UsageError(
                     f"{url}: {error} ({failures} attempts brought nothing; what has arrived is "
                     f"kept in {part}, and the same command goes on from there)"
                 ) from error
@@ -85,7 +85,7 @@ def download(
             time.sleep(wait * 2**failures)
     try:
         check_md5(part, md5)
-    except DatasetError:
+    except UsageError:
         part.unlink()  # going on from wrong content would never end well
         raise
     finally:
@@ -101,7 +101,7 @@ def check_md5(path: Path, md5: str | None) -> None:
         md5: hexadecimal; None accepts anything.
 
     Raises:
-        DatasetError: they differ.
+        UsageError: they differ.
     """
     if md5 is None:
         return
@@ -110,7 +110,7 @@ def check_md5(path: Path, md5: str | None) -> None:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != md5:
-        raise DatasetError(f"{path} has MD5 {digest.hexdigest()}, not {md5}: it is damaged")
+        raise UsageError(f"{path} has MD5 {digest.hexdigest()}, not {md5}: it is damaged")
 
 
 def _fetch(url: str, part: Path, timeout: float) -> None:

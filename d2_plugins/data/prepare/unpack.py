@@ -13,7 +13,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from ..errors import DatasetError
+from ...errors import UsageError
 
 __all__ = ["unpack"]
 
@@ -42,7 +42,7 @@ def unpack(archive: Path, folder: Path) -> None:
         folder: must be empty or missing.
 
     Raises:
-        DatasetError: the archive is damaged, not an archive, holds something that is refused, or
+        UsageError: the archive is damaged, not an archive, holds something that is refused, or
             needs more room than the disk has; the message names the archive and the member.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,13 +57,13 @@ def unpack(archive: Path, folder: Path) -> None:
                 _check_room(archive, folder, archive.stat().st_size)
                 _write_all(archive, folder, _tar_members(tar_file))
     except _DAMAGED as error:
-        raise DatasetError(f"{archive} cannot be unpacked: {error}") from error
+        raise UsageError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def _check_room(archive: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DatasetError(
+        raise UsageError(
             f"{archive} needs {needed / 2**30:.1f} GiB under {folder}, where {free / 2**30:.1f} "
             "GiB are free"
         )
@@ -75,7 +75,7 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
             continue
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
-            raise DatasetError(f"{archive.filename}: '{info.filename}' is no plain file")
+            raise UsageError(f"{archive.filename}: '{info.filename}' is no plain file")
         with archive.open(info) as content:
             yield info.filename, content
 
@@ -86,7 +86,7 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
             continue
         content = archive.extractfile(info) if info.isreg() else None
         if content is None:
-            raise DatasetError(f"{archive.name!s}: '{info.name}' is no plain file")
+            raise UsageError(f"{archive.name!s}: '{info.name}' is no plain file")
         with content:
             yield info.name, content
 
@@ -105,10 +105,10 @@ def _safe_path(archive: Path, name: str) -> PurePosixPath:
     """The member's relative path.
 
     Raises:
-        DatasetError: it is absolute or climbs up, here or on another system.
+        UsageError: it is absolute or climbs up, here or on another system.
     """
     path = PurePosixPath(name)
     climbs = path.is_absolute() or ".." in path.parts or not path.parts
     if climbs or "\\" in name or ":" in name:
-        raise DatasetError(f"{archive}: '{name}' is no path inside the archive's folder")
+        raise UsageError(f"{archive}: '{name}' is no path inside the archive's folder")
     return path

@@ -2,8 +2,8 @@
 
 from .attention_plan import AttentionPlan
 from .attention_resnet import AttentionResNet
-from .build import AttentionFPN, build_fpn
 from .cspnet import CSPNet
+from .fpn import AttentionFPN, build_fpn
 from .timm_backbone import TimmBackbone
 
 __all__ = [

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from d2_plugins.layers import build_attention
+from ...layers import build_attention
 
 __all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention"]
 

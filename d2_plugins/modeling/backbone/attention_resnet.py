@@ -31,15 +31,10 @@ from detectron2.modeling.backbone import (
 )
 from torch import Tensor
 
-from d2_plugins.layers.padding import subsample_mask, valid_extent, valid_mask
-
+from ...layers.padding import subsample_mask, valid_extent, valid_mask
 from .attention_plan import AttentionPlan, StageAttention
-from .attention_resnet_blocks import (
-    AttentionBasicBlock,
-    AttentionBottleneckBlock,
-    PaddingAwareStem,
-)
-from .build import build_fpn
+from .attention_resnet_blocks import AttentionBasicBlock, AttentionBottleneckBlock, PaddingAwareStem
+from .fpn import build_fpn
 
 __all__ = [
     "AttentionResNet",

@@ -15,8 +15,7 @@ from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 
-from d2_plugins.layers.padding import subsample_mask, zero_padding_
-
+from ...layers.padding import subsample_mask, zero_padding_
 from .attention_plan import freeze_but_attention
 
 __all__ = ["AttentionBasicBlock", "AttentionBottleneckBlock", "PaddingAwareStem"]

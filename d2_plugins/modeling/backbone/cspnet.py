@@ -16,13 +16,12 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
 from torch import Tensor, nn
 
-from d2_plugins.layers.padding import subsample_mask, valid_extent, valid_mask
-
+from ...layers.padding import subsample_mask, valid_extent, valid_mask
 from .attention_plan import POSITIONS, AttentionPlan, StageAttention
-from .build import build_fpn
-from .csp_blocks import ConvFactory, Stem
-from .csp_stages import build_stage
 from .cspnet_archs import CSPArch, StageSpec, get_arch, scale_arch
+from .cspnet_blocks import ConvFactory, Stem
+from .cspnet_stages import build_stage
+from .fpn import build_fpn
 from .gradient_checkpointing import run_checkpointed
 
 __all__ = [

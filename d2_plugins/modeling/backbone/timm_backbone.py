@@ -21,9 +21,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
 from torch import Tensor, nn
 
-from d2_plugins.modeling.pixel_statistics import PixelStatistics
-
-from .build import build_fpn
+from .fpn import build_fpn
+from .pixel_statistics import PixelStatistics
 from .timm_features import count_frozen, create_features, feature_names, name_in_whole_model
 
 __all__ = [

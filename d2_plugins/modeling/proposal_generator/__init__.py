@@ -1,8 +1,8 @@
 """Proposal generators; importing this package registers them."""
 
 from .cascade_rpn import CascadeRPN
+from .cascade_rpn_loss import CascadeRPNLoss
 from .cascade_rpn_stage import CascadeRPNStage, StageOutput
-from .losses import CascadeRPNLoss
 from .matching import iou_match
 from .region_matcher import region_match
 

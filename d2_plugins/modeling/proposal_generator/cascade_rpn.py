@@ -19,9 +19,9 @@ from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_p
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from .cascade_rpn_loss import CascadeRPNLoss
 from .cascade_rpn_stage import CascadeRPNStage, StageOutput
 from .checks import anchor_scale, check_finite, check_stages, input_shapes
-from .losses import CascadeRPNLoss
 from .matching import CellGrid, valid_cells
 
 __all__ = ["CascadeRPN"]

@@ -1,11 +1,11 @@
 """RoI heads, registered with detectron2 on import."""
 
 from .double_head import CascadeDoubleHeadROIHeads, DoubleHeadROIHeads
-from .double_head_layers import DoubleHeadBoxHead
+from .double_head_box_head import DoubleHeadBoxHead
+from .double_head_pooler import DoubleHeadPooler, enlarge_boxes
 from .double_head_predictor import DoubleHeadOutputLayers, fuse_scores
 from .inverted_attention import Inversion, InvertedAttention
-from .plugin_roi_heads import InvertedAttentionMixin, PluginCascadeROIHeads, PluginROIHeads
-from .region_pooler import DoubleHeadPooler, enlarge_boxes
+from .inverted_attention_heads import InvertedAttentionMixin, PluginCascadeROIHeads, PluginROIHeads
 
 __all__ = [
     "CascadeDoubleHeadROIHeads",

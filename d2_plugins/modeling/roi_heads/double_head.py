@@ -13,15 +13,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, FastRCNNOutputLayers
 from torch import Tensor
 
-from .double_head_layers import DoubleHeadBoxHead
+from .double_head_box_head import DoubleHeadBoxHead
+from .double_head_pooler import DoubleHeadPooler, align_mask
 from .double_head_predictor import DoubleHeadOutputLayers
 from .inverted_attention import Inversion
-from .plugin_roi_heads import (
-    InvertedAttentionMixin,
-    PluginCascadeROIHeads,
-    PluginROIHeads,
-)
-from .region_pooler import DoubleHeadPooler, align_mask
+from .inverted_attention_heads import InvertedAttentionMixin, PluginCascadeROIHeads, PluginROIHeads
 
 __all__ = ["CascadeDoubleHeadROIHeads", "DoubleHeadROIHeads"]
 

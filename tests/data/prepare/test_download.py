@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from d2_plugins.data import DatasetError
 from d2_plugins.data.prepare.download import download
-from tests.data.prepare.server import Files, serve
+from d2_plugins.errors import UsageError
+from tests.support.file_server import Files, serve
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -50,7 +50,7 @@ def test_a_later_call_goes_on_with_what_an_earlier_one_got(tmp_path: Path) -> No
     path = tmp_path / "file"
     files = Files({"/file": BODY}, break_after=[2_000_000, 0, 0])
     with serve(files) as url:
-        with pytest.raises(DatasetError, match=r"connection broke at byte 2000000 .*goes on"):
+        with pytest.raises(UsageError, match=r"connection broke at byte 2000000 .*goes on"):
             download(f"{url}/file", path, md5=MD5, attempts=2, wait=0.0)
         assert not path.exists()
         download(f"{url}/file", path, md5=MD5)
@@ -63,7 +63,7 @@ def test_a_complete_or_too_long_part_is_recognised(size: int, tmp_path: Path) ->
     path = tmp_path / "file"
     files = Files({"/file": BODY}, break_after=[2_000_000, 0, 0])
     with serve(files) as url:
-        with pytest.raises(DatasetError):
+        with pytest.raises(UsageError):
             download(f"{url}/file", path, attempts=2, wait=0.0)
         (tmp_path / "file.part").write_bytes((BODY + b"x" * 5)[:size])
         download(f"{url}/file", path, md5=MD5, wait=0.0)
@@ -74,7 +74,7 @@ def test_a_file_that_changed_meanwhile_is_not_mixed(tmp_path: Path) -> None:
     files = Files({"/file": b"x" * len(BODY)}, break_after=[1_000_000, 0, 0])
     path = tmp_path / "file"
     with serve(files) as url:
-        with pytest.raises(DatasetError):
+        with pytest.raises(UsageError):
             download(f"{url}/file", path, attempts=2, wait=0.0)
         files.content["/file"], files.etag = BODY, '"second"'
         download(f"{url}/file", path)  # no checksum to save it
@@ -85,7 +85,7 @@ def test_the_part_of_another_url_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "file"
     files = Files({"/file": BODY, "/other": b"y" * 2_000_000}, break_after=[1_000_000, 0, 0])
     with serve(files) as url:
-        with pytest.raises(DatasetError):
+        with pytest.raises(UsageError):
             download(f"{url}/other", path, attempts=2, wait=0.0)
         download(f"{url}/file", path)
     assert path.read_bytes() == BODY
@@ -93,18 +93,18 @@ def test_the_part_of_another_url_is_not_used(tmp_path: Path) -> None:
 
 def test_a_range_that_was_not_asked_for_is_refused(tmp_path: Path) -> None:
     files = Files({"/file": BODY}, break_after=[1_000_000], wrong_range=True)
-    with pytest.raises(DatasetError, match="asked for bytes from 1000000 on, got 'bytes 1000001-"):
+    with pytest.raises(UsageError, match="asked for bytes from 1000000 on, got 'bytes 1000001-"):
         fetch(files, tmp_path / "file", attempts=3)
     assert not (tmp_path / "file").exists()
 
 
 def test_a_wrong_checksum_leaves_nothing_behind(tmp_path: Path) -> None:
     files = Files({"/file": BODY[:-1] + b"!"})
-    with pytest.raises(DatasetError, match=f"not {MD5}: it is damaged"):
+    with pytest.raises(UsageError, match=f"not {MD5}: it is damaged"):
         fetch(files, tmp_path / "file")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(DatasetError, match="damaged"):
+    with pytest.raises(UsageError, match="damaged"):
         fetch(files, tmp_path / "file")
 
 
@@ -113,12 +113,12 @@ def test_errors_of_the_server(tmp_path: Path) -> None:
     fetch(files, tmp_path / "file")
     assert len(files.requests) == 3
     gone = Files({})
-    with pytest.raises(DatasetError, match=r"/file: HTTP Error 404"):
+    with pytest.raises(UsageError, match=r"/file: HTTP Error 404"):
         fetch(gone, tmp_path / "gone")
     assert len(gone.requests) == 1, "asking again would not help"
 
 
 def test_without_a_length_the_checksum_decides(tmp_path: Path) -> None:
     fetch(Files({"/file": BODY}, with_length=False), tmp_path / "file")
-    with pytest.raises(DatasetError, match="damaged"):
+    with pytest.raises(UsageError, match="damaged"):
         fetch(Files({"/file": BODY}, with_length=False, break_after=[99]), tmp_path / "cut")

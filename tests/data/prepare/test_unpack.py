@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from d2_plugins.data import DatasetError
 from d2_plugins.data.prepare.unpack import unpack
+from d2_plugins.errors import UsageError
 
 
 def write_zip(path: Path, names: list[str], mode: int = 0) -> None:
@@ -58,7 +58,7 @@ def test_paths_that_leave_the_folder(
 ) -> None:
     archive = tmp_path / "archive"
     write(archive, ["good.txt", evil])
-    with pytest.raises(DatasetError, match=r"evil\.txt"):
+    with pytest.raises(UsageError, match=r"evil\.txt"):
         unpack(archive, tmp_path / "deep" / "out")
     assert [path.name for path in tmp_path.rglob("*.txt")] == ["good.txt"]
     assert not Path("/evil.txt").exists()
@@ -69,14 +69,14 @@ def test_paths_that_leave_the_folder(
 )
 def test_links_and_devices_in_a_tar(kind: bytes, tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", ["top/link"], kind)
-    with pytest.raises(DatasetError, match="'top/link' is no plain file"):
+    with pytest.raises(UsageError, match="'top/link' is no plain file"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
     assert not os.path.lexists(tmp_path / "out" / "top" / "link")
 
 
 def test_links_in_a_zip(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", ["link"], stat.S_IFLNK | 0o777)
-    with pytest.raises(DatasetError, match="'link' is no plain file"):
+    with pytest.raises(UsageError, match="'link' is no plain file"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
@@ -93,7 +93,7 @@ def test_damaged_archives_are_named(name: str, damage: str, tmp_path: Path) -> N
     else:
         content = bytearray(b"<html>please log in</html>")
     archive.write_bytes(content)
-    with pytest.raises(DatasetError, match=rf"{name} cannot be unpacked|{name}: "):
+    with pytest.raises(UsageError, match=rf"{name} cannot be unpacked|{name}: "):
         unpack(archive, tmp_path / "out")
 
 
@@ -102,5 +102,5 @@ def test_what_does_not_fit_the_disk_is_refused_at_once(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as big:
         big.writestr("a.txt", "x")
         big.infolist()[0].file_size = 1 << 50  # as its list of members will claim
-    with pytest.raises(DatasetError, match=r"big\.zip needs 1048576\.0 GiB"):
+    with pytest.raises(UsageError, match=r"big\.zip needs 1048576\.0 GiB"):
         unpack(archive, tmp_path / "out")

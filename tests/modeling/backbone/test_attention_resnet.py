@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from d2_plugins import get_cfg, model_zoo
 from d2_plugins.layers import CBAM, ECA
 from d2_plugins.modeling.backbone import AttentionPlan, AttentionResNet
-from d2_plugins.modeling.pixel_statistics import IMAGENET_STATISTICS
-from tests.helpers import randomise_norms
+from d2_plugins.modeling.backbone.pixel_statistics import IMAGENET_STATISTICS
+from tests.support.helpers import randomise_norms
 
 RGB = ShapeSpec(channels=3)
 RX = {"num_groups": 32, "width_per_group": 4}

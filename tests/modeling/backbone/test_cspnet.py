@@ -11,17 +11,8 @@ from d2_plugins import get_cfg
 from d2_plugins.checkpoint.cspnet_weights import convert_timm_cspnet
 from d2_plugins.modeling.backbone import AttentionPlan, CSPNet
 from d2_plugins.modeling.backbone.cspnet_archs import ARCHS, scale_arch
-from tests.helpers import randomise_norms
-
-from .cspnet_cases import (
-    RES,
-    SMALL,
-    count,
-    like,
-    on_meta,
-    relative_error,
-    timm_model,
-)
+from tests.support.cspnet_cases import RES, SMALL, count, like, on_meta, relative_error, timm_model
+from tests.support.helpers import randomise_norms
 
 DARK = ("cspdarknet53", "darknet53")
 

@@ -13,17 +13,8 @@ from d2_plugins.checkpoint.cspnet_weights import convert_timm_cspnet
 from d2_plugins.layers import CBAM, ECA
 from d2_plugins.modeling.backbone import AttentionPlan, CSPNet
 from d2_plugins.modeling.backbone.attention_plan import POSITIONS
-from tests.helpers import randomise_norms
-
-from .cspnet_cases import (
-    RES,
-    SMALL,
-    count,
-    like,
-    on_meta,
-    relative_error,
-    timm_model,
-)
+from tests.support.cspnet_cases import RES, SMALL, count, like, on_meta, relative_error, timm_model
+from tests.support.helpers import randomise_norms
 
 ARCHS = ("cspresnet50", "cspresnext50", "cspdarknet53")
 # Parameters that a position adds to these three.

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from d2_plugins import get_cfg
 from d2_plugins.modeling.backbone import AttentionFPN
-from tests.helpers import randomise_norms
-
-from .cspnet_cases import RES, count, relative_error
+from tests.support.cspnet_cases import RES, count, relative_error
+from tests.support.helpers import randomise_norms
 
 
 def config(arch: str, *, retinanet: bool = False, width: float = 1.0) -> CfgNode:

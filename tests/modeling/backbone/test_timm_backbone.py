@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from d2_plugins import get_cfg
 from d2_plugins.modeling.backbone import TimmBackbone
-from tests.helpers import randomise_norms, shared_path
+from tests.support.helpers import randomise_norms, shared_path
 
 LITE0 = "tf_efficientnet_lite0"
 # One of each wrapper: flattened list, list without stem, five of stride 1 to 32, own feature class,

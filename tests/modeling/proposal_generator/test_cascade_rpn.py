@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from d2_plugins import get_cfg
 from d2_plugins.modeling.proposal_generator import CascadeRPN, CascadeRPNLoss, CascadeRPNStage
-
-from .builders import (
+from tests.support.cascade_rpn import (
     LEVELS,
     crpn,
     crpn_cfg,

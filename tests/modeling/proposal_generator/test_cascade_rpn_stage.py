@@ -7,8 +7,7 @@ import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from d2_plugins.modeling.proposal_generator import CascadeRPNStage, StageOutput
-
-from .builders import random_boxes
+from tests.support.cascade_rpn import random_boxes
 
 WEIGHTS = (20.0, 20.0, 10.0, 10.0)
 

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from d2_plugins.modeling.proposal_generator import iou_match, matching
 from d2_plugins.modeling.proposal_generator.matching import sample_matches, valid_cells
-
-from .brute_force import iou_match_loop
-from .builders import random_boxes
+from tests.support.cascade_rpn import random_boxes
+from tests.support.matching_loops import iou_match_loop
 
 # Few distinct integers: many ties, empty and inverted boxes; and IoUs exact in float32.
 corner = st.integers(0, 6).map(float)

@@ -10,13 +10,18 @@ from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from d2_plugins.modeling.proposal_generator import CascadeRPN, StageOutput, losses
-from d2_plugins.modeling.proposal_generator.losses import StageTargets
+from d2_plugins.modeling.proposal_generator import (
+    CascadeRPN,
+    StageOutput,
+)
+from d2_plugins.modeling.proposal_generator import (
+    cascade_rpn_loss as losses,
+)
+from d2_plugins.modeling.proposal_generator.cascade_rpn_loss import StageTargets
 from d2_plugins.modeling.proposal_generator.matching import IGNORED, valid_cells
-
-from .brute_force import region_match_loop
-from .builders import crpn
-from .reference import LOSSES, Reference, deviation, deviations
+from tests.support.cascade_rpn import crpn
+from tests.support.cascade_rpn_reference import LOSSES, Reference, deviation, deviations
+from tests.support.matching_loops import region_match_loop
 
 STRIDES = (4, 8, 16, 32, 64)
 

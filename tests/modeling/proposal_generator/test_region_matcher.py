@@ -11,9 +11,8 @@ from torch import Tensor
 
 from d2_plugins.modeling.proposal_generator import region_match, region_matcher
 from d2_plugins.modeling.proposal_generator.region_matcher import region_levels
-
-from .brute_force import region_match_loop
-from .builders import random_boxes
+from tests.support.cascade_rpn import random_boxes
+from tests.support.matching_loops import region_match_loop
 
 Size = tuple[int, int]
 NAN, INF = float("nan"), float("inf")

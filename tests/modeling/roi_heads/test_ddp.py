@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.distributed import destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 
-from .builders import CHANNELS, EAGER_IA, EXT, Batch, make_batch, make_heads, train_losses
+from tests.support.roi_heads import (
+    CHANNELS,
+    EAGER_IA,
+    EXT,
+    Batch,
+    make_batch,
+    make_heads,
+    train_losses,
+)
 
 MODELS = {
     "plain Double-Head": ("DoubleHeadROIHeads", *EAGER_IA),

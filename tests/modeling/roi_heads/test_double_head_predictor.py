@@ -8,8 +8,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from d2_plugins.modeling.roi_heads import DoubleHeadOutputLayers, fuse_scores
-
-from .builders import NUM_CLASSES, random_boxes
+from tests.support.roi_heads import NUM_CLASSES, random_boxes
 
 EXT = {"lambda_fc": 0.7, "lambda_conv": 0.8}
 NAMES = ("loss_cls", "loss_box_reg", "loss_cls_conv", "loss_box_reg_fc")

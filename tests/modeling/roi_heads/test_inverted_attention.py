@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d2_plugins.modeling.roi_heads import Inversion, InvertedAttention
 from d2_plugins.modeling.roi_heads.inverted_attention import hardest, strongest
-from tests.helpers import shared_path
+from tests.support.helpers import shared_path
 
 K = 5  # foreground classes
 

@@ -17,9 +17,8 @@ from d2_plugins.modeling.roi_heads import (
     PluginCascadeROIHeads,
     PluginROIHeads,
 )
-from d2_plugins.modeling.roi_heads.double_head_layers import NonLocalUnit
-
-from .builders import (
+from d2_plugins.modeling.roi_heads.double_head_box_head import NonLocalUnit
+from tests.support.roi_heads import (
     EAGER_IA,
     EXT,
     IA,

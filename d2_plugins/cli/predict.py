@@ -1,0 +1,120 @@
+"""Detect objects in images, a video or a webcam's pictures, and draw them.
+
+Pictures go into the folder --output under their images' names, a video under its name with .mp4.
+--json writes all detections in COCO's result format, with the file's name beside the image_id: the
+number of the image among the inputs, or of the frame, from 0. Class names are those of the
+config's data sets. An image that cannot be read is named and passed over; the exit status is then
+1. A video ends at the first frame that cannot be decoded, a webcam with Ctrl-C.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import register_coco_json
+from ..errors import UsageError
+from ..files import atomic_write_json
+from ..visualization.detect_images import detect_images, find_images, picture_paths
+from ..visualization.detect_video import VideoFile, VideoSource, detect_video, video_path
+from ..visualization.detector import Detector, set_confidence_threshold
+from ..visualization.window import Window
+from .parsers import config_from, config_parser, exit_status
+
+__all__ = ["main"]
+
+_EXAMPLE = """
+Examples:
+    $ tools/demo.py --config-file output/config.yaml --input photos/ "more/*.jpg" \\
+        --output detected --json detected.json MODEL.WEIGHTS output/model_final.pth
+    $ tools/demo.py --config-file output/config.yaml --video-input street.mp4 \\
+        --output detected --confidence-threshold 0.7 MODEL.WEIGHTS output/model_final.pth
+    $ tools/demo.py --config-file output/config.yaml --webcam --show \\
+        MODEL.WEIGHTS output/model_final.pth
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Detect what the command line asks for.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0; 1 if an image could not be read; 2 after a mistake in the command line,
+        the config or the weights.
+    """
+    parser = config_parser(__doc__, _EXAMPLE)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", metavar="IMAGE", help="images, folders, quoted glob patterns"
+    )
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument("--webcam", action="store_true", help="the first camera")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="draw pictures or a video")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the detections")
+    parser.add_argument("--show", action="store_true", help="in a window; Escape or q ends it")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="leave out objects with a lower score (%(default)s)",
+    )
+    parser.add_argument(
+        "--classes-from",
+        metavar="FILE",
+        help="COCO json whose categories the model knows, for data of your own",
+    )
+    args = parser.parse_args(argv)
+    if not (args.output or args.json or args.show):
+        parser.error("nothing to do: give --output, --json or --show")
+    if not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold is {args.confidence_threshold}; allowed: 0 to 1")
+    return exit_status(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Mistakes in the paths show up before the model is built.
+    folder: Path | None = args.output
+    if folder and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output: '{folder}' is no folder")
+    window = Window("detections") if args.show else None
+    num_unreadable = 0
+    if args.input:
+        paths = find_images(args.input)
+        pictures = picture_paths(paths, folder) if folder else [None] * len(paths)
+        images = dict(zip(paths, pictures, strict=True))
+        rows, num_unreadable = detect_images(images, _build_detector(args), window)
+    else:
+        rows = _run_video(args, window)
+    if args.json:
+        atomic_write_json(args.json, rows)
+        print(f"wrote {args.json}: {len(rows)} objects")
+    return 1 if num_unreadable else 0
+
+
+def _run_video(args: argparse.Namespace, window: Window | None) -> list[dict[str, Any]]:
+    with contextlib.closing(VideoSource(0 if args.webcam else args.video_input)) as source:
+        if not args.output:
+            return detect_video(source, _build_detector(args), window=window)
+        path = video_path(source, args.output)
+        detector = _build_detector(args)
+        with VideoFile(path, source.fps) as video:
+            rows = detect_video(source, detector, video, window)
+    print(f"wrote {path}: {video.num_frames} frames")
+    return rows
+
+
+def _build_detector(args: argparse.Namespace) -> Detector:
+    cfg = config_from(args)
+    set_confidence_threshold(cfg, args.confidence_threshold)
+    if args.classes_from:
+        name = f"classes of {args.classes_from}"
+        try:
+            register_coco_json(name, args.classes_from, Path(args.classes_from).parent)
+        except FileNotFoundError as error:
+            raise UsageError(f"--classes-from: {error}") from error
+        cfg.DATASETS.TEST = (name,)
+    return Detector(cfg)

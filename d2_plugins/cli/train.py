@@ -1,0 +1,81 @@
+"""What tools/train_net.py runs: one job, from parsed arguments to results."""
+
+import argparse
+import logging
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..checkpoint import PluginCheckpointer
+from ..engine.launch import launch_as
+from ..engine.setup import build_cfg, setup
+from ..engine.trainer import Trainer, merge_results
+from ..errors import usage_errors
+from ..report import write_report
+from .arguments import parse_args
+from .parsers import exit_status
+
+__all__ = ["main", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train or evaluate as the command line says.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in the command line, the config or the data.
+    """
+    return exit_status(_launch, parse_args(argv))
+
+
+def _launch(args: argparse.Namespace) -> int:
+    cfg = build_cfg(args)  # once before any process starts: mistakes show up once
+    launch_as(args, run, use_cpu=cfg.MODEL.DEVICE == "cpu")
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train or evaluate in this process, one of those that :func:`launch` starts.
+
+    Returns:
+        The results of the (last) evaluation; None in all processes but the main one.
+    """
+    cfg = setup(args)
+    if not args.eval_only:
+        with usage_errors():
+            trainer = Trainer(cfg)
+        with usage_errors("MODEL.WEIGHTS"):
+            trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+        if cfg.TEST.REPORT and comm.is_main_process():
+            _write_report(cfg, results)
+        return results
+    with usage_errors():
+        model = Trainer.build_model(cfg).eval()  # makes the checkpointer ask for every weight
+    checkpointer = PluginCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
+    )
+    with usage_errors("MODEL.WEIGHTS"):
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
+        logger.warning("MODEL.WEIGHTS is empty: what is evaluated are random weights")
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = merge_results(results, Trainer.test_augmented(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def _write_report(cfg: CfgNode, results: dict[str, Any] | None) -> None:
+    """``report.html`` of a run that is over; whatever fails here, its results are not lost."""
+    try:
+        logger.info("Report: %s", write_report(cfg.OUTPUT_DIR, cfg, results))
+    except Exception:  # whatever it is, hours of training are worth more than the page
+        logger.exception("The report could not be written; the run itself is complete")

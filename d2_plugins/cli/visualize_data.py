@@ -1,0 +1,202 @@
+"""Draw a data set: its annotations, or the augmented samples that a model is trained on.
+
+Of DATASETS.TRAIN, of any registered data set (--dataset) or of your own (--train-json and
+--train-images). `--source dataloader` shows what the training loader gives to the model: after
+augmentation, with masks if MODEL.MASK_ON, in the order of a run with the config's SEED. Pictures
+are named by their number and their image. An image that cannot be read is named and passed over;
+the exit status is then 1.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from ..data.images import read_photo
+from ..data.loader import TrainLoader
+from ..engine.setup import check_datasets, register_own_data
+from ..engine.trainer import Trainer
+from ..errors import UsageError
+from ..files import atomic_open
+from .parsers import config_from, config_parser, exit_status
+
+__all__ = ["draw_annotations", "draw_sample", "main", "training_samples"]
+
+_EXAMPLE = """
+Examples:
+    $ tools/visualize_data.py --dataset shapes_train --limit 8 --scale 4 --output pictures
+    $ tools/visualize_data.py --config-file configs/csp_cascade.yaml --source dataloader \\
+        --output pictures
+    $ tools/visualize_data.py --train-json train.json --train-images train/ --output pictures
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw what the command line asks for.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0; 1 if an image could not be read; 2 after a mistake in the command line,
+        the config or the data.
+    """
+    parser = config_parser(__doc__, _EXAMPLE, required=False)
+    parser.add_argument("--dataset", metavar="NAME", help="instead of DATASETS.TRAIN")
+    parser.add_argument("--train-json", metavar="FILE", help="your annotations in COCO format")
+    parser.add_argument("--train-images", metavar="DIR", help="folder of your images")
+    parser.add_argument(
+        "--source",
+        choices=("annotation", "dataloader"),
+        default="annotation",
+        help="what to draw (%(default)s)",
+    )
+    parser.add_argument("--output", type=Path, default=Path("visualized"), metavar="FOLDER")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="draw so many times larger (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if bool(args.train_json) != bool(args.train_images):
+        parser.error("--train-json and --train-images go together")
+    if bool(args.dataset) + bool(args.train_json) + bool(args.config_file) == 0:
+        parser.error("give --config-file, --dataset, or --train-json and --train-images")
+    if args.dataset and args.train_json:
+        parser.error("--dataset and --train-json exclude each other")
+    if args.limit < 1 or args.scale <= 0:
+        parser.error("--limit is at least 1 and --scale above 0")
+    return exit_status(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    cfg = _build_config(args)
+    items = _annotated_items(cfg) if args.source == "annotation" else training_samples(cfg)
+    num_unreadable = num_written = 0
+    for number, (item, metadata) in enumerate(itertools.islice(items, args.limit)):
+        try:
+            if args.source == "annotation":
+                picture = draw_annotations(item, metadata, scale=args.scale)
+            else:
+                picture = draw_sample(item, cfg.INPUT.FORMAT, metadata, scale=args.scale)
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            num_unreadable += 1
+            continue
+        path = args.output / f"{number:04d}_{Path(item['file_name']).stem}.jpg"
+        with atomic_open(path, "wb") as file:
+            Image.fromarray(picture).save(file, "JPEG", quality=92)
+        num_written += 1
+    print(f"wrote {args.output}: {num_written} pictures of {', '.join(cfg.DATASETS.TRAIN)}")
+    return 1 if num_unreadable else 0
+
+
+def _build_config(args: argparse.Namespace) -> CfgNode:
+    """The config, with the data set to draw as its ``DATASETS.TRAIN``."""
+    cfg = config_from(args)
+    if args.train_json:
+        args.val_json = args.val_images = None
+        register_own_data(cfg, args, check=False)  # broken data sets are worth a look, too
+    elif args.dataset:
+        cfg.DATASETS.TRAIN = (args.dataset,)
+    cfg.DATASETS.TEST = ()
+    if args.config_file is None and args.dataset in DatasetCatalog:  # no model, no class count
+        names = MetadataCatalog.get(args.dataset).get("thing_classes", ())
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+    check_datasets(cfg, training=True)
+    cfg.DATALOADER.NUM_WORKERS = 0  # for a few samples, starting processes takes longest
+    return cfg
+
+
+def _annotated_items(cfg: CfgNode) -> Iterator[tuple[dict[str, Any], Metadata]]:
+    for name in cfg.DATASETS.TRAIN:
+        items = DatasetCatalog.get(name)  # some data sets fill their metadata here
+        for item in items:
+            yield item, MetadataCatalog.get(name)
+
+
+def training_samples(cfg: CfgNode) -> Iterator[tuple[dict[str, Any], Metadata]]:
+    """What the model gets in training, one image after the other, without end.
+
+    Args:
+        cfg: the config; without a ``SEED``, that is 0.
+
+    Returns:
+        Mapped samples, each with the metadata of the (first) training set.
+    """
+    loader = Trainer.build_train_loader(cfg)
+    if isinstance(loader, TrainLoader):
+        loader.seek(0, max(0, cfg.SEED))
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    for batch in loader:
+        for sample in batch:
+            yield sample, metadata
+
+
+def draw_annotations(item: dict[str, Any], metadata: Metadata, *, scale: float = 1.0) -> np.ndarray:
+    """Draw boxes, masks, key points and class names of an image of a data set.
+
+    Args:
+        item: one of detectron2's dataset dicts.
+        metadata: of the data set.
+        scale: of the picture.
+
+    Returns:
+        (H * scale, W * scale, 3) uint8, RGB.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    width, height = item.get("width"), item.get("height")
+    size = (width, height) if width and height else None
+    canvas = Visualizer(read_photo(item["file_name"], "RGB", size), metadata, scale=scale)
+
+    def fields(annotation: dict[str, Any]) -> tuple[bool, bool]:
+        return "segmentation" in annotation, "keypoints" in annotation
+
+    # The Visualizer takes masks for all objects or for none.
+    annotations = sorted(item.get("annotations", ()), key=fields)
+    for _, group in itertools.groupby(annotations, fields):
+        canvas.draw_dataset_dict({"annotations": list(group)})
+    return canvas.get_output().get_image()
+
+
+def draw_sample(
+    sample: dict[str, Any], image_format: str, metadata: Metadata, *, scale: float = 1.0
+) -> np.ndarray:
+    """Draw an augmented training sample.
+
+    Args:
+        sample: what the mapper gives to the model: ``image`` (3, H, W) and ``instances``.
+        image_format: ``INPUT.FORMAT``.
+        metadata: of the data set.
+        scale: of the picture.
+
+    Returns:
+        (H * scale, W * scale, 3) uint8, RGB.
+
+    Raises:
+        UsageError: the sample has no objects' annotations to draw.
+    """
+    if "instances" not in sample:
+        raise UsageError(f"the loader gives {', '.join(sample)}, but no instances to draw")
+    pixels = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
+    canvas = Visualizer(pixels, metadata, scale=scale)
+    instances = sample["instances"]
+    names = metadata.get("thing_classes")
+    classes = instances.gt_classes.tolist()
+    canvas.overlay_instances(
+        boxes=instances.gt_boxes,
+        masks=instances.get("gt_masks") if instances.has("gt_masks") else None,
+        keypoints=instances.get("gt_keypoints") if instances.has("gt_keypoints") else None,
+        labels=[names[k] if names else str(k) for k in classes],
+    )
+    return canvas.get_output().get_image()

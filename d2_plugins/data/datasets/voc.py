@@ -1,0 +1,110 @@
+"""PASCAL VOC 2007 and 2012 in COCO form: COCO's metrics on VOC's boxes.
+
+detectron2 has the same images and boxes with VOC's own metric, under the names without ``_coco``.
+"""
+
+import hashlib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
+from .derived_coco import CocoDataset, coco_content, derive_json
+from ...errors import UsageError
+
+__all__ = ["read_annotation", "voc_datasets"]
+
+_SPLITS = {2007: ("train", "val", "trainval", "test"), 2012: ("train", "val", "trainval")}
+
+
+def voc_datasets(root: Path) -> list[CocoDataset]:
+    """``voc_{2007,2012}_{train,val,trainval}_coco`` and ``voc_2007_test_coco``."""
+    return [_dataset(root, year, split) for year, splits in _SPLITS.items() for split in splits]
+
+
+def _dataset(root: Path, year: int, split: str) -> CocoDataset:
+    folder = root / f"VOC{year}"
+    list_file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    json_file = root / "d2_plugins" / f"voc_{year}_{split}.json"
+
+    def derive() -> None:
+        names = list_file.read_text().split()
+        source = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        derive_json(json_file, source, lambda: _content(folder, names))
+
+    return CocoDataset(
+        name=f"voc_{year}_{split}_coco",
+        class_names=CLASS_NAMES,
+        json_file=json_file,
+        image_root=folder / "JPEGImages",
+        requires=(list_file, folder / "Annotations", folder / "JPEGImages"),
+        derive=derive,
+        adapt=_learn_difficult,
+        extra_keys=("difficult",),
+    )
+
+
+def _learn_difficult(annotation: dict[str, Any]) -> None:
+    # VOC's metric neither rewards nor punishes finding a difficult object, which is what COCO's
+    # does with a crowd, so the json says iscrowd. In training it is an object like any other, as
+    # in detectron2's own VOC.
+    if annotation.pop("difficult"):
+        annotation["iscrowd"] = 0
+
+
+def _content(folder: Path, names: list[str]) -> dict[str, Any]:
+    images, annotations = [], []
+    for name in names:
+        size, objects = read_annotation(folder / "Annotations" / f"{name}.xml")
+        # "000005" and "2007_000027" are numbers without the underscore, and stay unique.
+        images.append({"id": int(name.replace("_", "")), "file_name": f"{name}.jpg", **size})
+        annotations.append(objects)
+    return coco_content(images, annotations, CLASS_NAMES)
+
+
+def read_annotation(path: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Read one of VOC's XML files.
+
+    VOC counts pixels from 1 and includes the last one; COCO's boxes are continuous coordinates,
+    so the corner moves by 1 and the far side stays, as in detectron2.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Width and height, and COCO annotations without ids.
+
+    Raises:
+        UsageError: the file is not VOC's XML; the message names it.
+    """
+    try:
+        tree = ElementTree.parse(path)
+        size = {key: int(_text(tree.getroot(), f"size/{key}")) for key in ("width", "height")}
+        return size, [_object(element) for element in tree.iterfind("object")]
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _object(element: ElementTree.Element) -> dict[str, Any]:
+    name = _text(element, "name")
+    if name not in CLASS_NAMES:
+        raise ValueError(f"'{name}' is none of VOC's classes")
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (float(_text(element, f"bndbox/{key}")) for key in keys)
+    width, height = xmax - xmin + 1, ymax - ymin + 1
+    difficult = int(element.findtext("difficult") or 0)
+    return {
+        "category_id": CLASS_NAMES.index(name) + 1,
+        "bbox": [xmin - 1, ymin - 1, width, height],
+        "area": width * height,
+        "iscrowd": difficult,
+        "difficult": difficult,
+    }
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"no <{path}>")
+    return text.strip()

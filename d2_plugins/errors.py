@@ -1,0 +1,45 @@
+"""The exception for mistakes that a user can fix, and helpers for its messages."""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+
+__all__ = ["IncompleteWeightsError", "UsageError", "nearest", "usage_errors"]
+
+
+class UsageError(ValueError):
+    """A mistake in the command line, the config, the dataset, the weights or another file.
+
+    The message names the key, the file or the id, and what is allowed. Command-line tools print it
+    in one line, without a stack trace, and exit with status 2.
+    """
+
+
+class IncompleteWeightsError(UsageError):
+    """A weights file does not fill a part of the model that it must fill."""
+
+
+@contextlib.contextmanager
+def usage_errors(where: str = "") -> Iterator[None]:
+    """Re-raise errors that the user can fix (files, values, missing extras) as UsageError.
+
+    Args:
+        where: config key or file that the message starts with.
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        if isinstance(error, UsageError) and not where:
+            raise
+        raise UsageError(f"{where}: {error}" if where else str(error)) from error
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """Return the names most similar to a misspelled one, as a phrase for an error message.
+
+    Args:
+        name: the misspelled name.
+        known: the names that exist.
+        count: maximum number of names in the phrase.
+    """
+    return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)) or "none"

@@ -1,0 +1,185 @@
+"""Recall of the proposals of any model: those it returns, or those inside a two-stage detector."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+from torch import nn
+
+from .proposal_recall import LIMITS, ProposalRecall, save_proposals
+
+__all__ = ["ProposalRecallEvaluator", "ProposalRecorder"]
+
+logger = logging.getLogger(__name__)
+
+# Where ProposalRecorder puts proposals: not "proposals", which other evaluators act on.
+_RECORDED = "recorded_proposals"
+_FINAL = "box_proposals"
+
+
+class ProposalRecorder(nn.Module):
+    """A model whose outputs also hold the proposals it worked with.
+
+    Every output dict gets ``recorded_proposals``: name -> Instances with ``proposal_boxes`` in
+    pixels of the original image and ``objectness_logits``. The names are "box_proposals", what
+    the proposal generator returned, and, where it has a method
+    ``stage_proposals(images, features) -> dict[str, list[Instances]]``, one
+    "box_proposals_<stage>" each. All else is as the model does it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Args:
+        model: a GeneralizedRCNN, a ProposalNetwork or the like, or its DistributedDataParallel.
+
+        Raises:
+            ValueError: it has no proposal generator.
+        """
+        super().__init__()
+        inner: Any = getattr(model, "module", model)
+        if getattr(inner, "proposal_generator", None) is None:
+            raise ValueError(
+                "TEST.PROPOSAL_RECALL is True, but the model "
+                f"({type(inner).__name__}) has no proposal generator; allowed: False"
+            )
+        self.model = model
+        self.training = model.training
+        self._generator = [inner.proposal_generator]  # in a list: not a second submodule
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The model's outputs, with the proposals added."""
+        generator = self._generator[0]
+        recorded: dict[str, list[Instances]] = {}
+        generator_inputs: list[Any] = []
+
+        def record(module: nn.Module, args: tuple[Any, ...], returned: tuple[Any, ...]) -> None:
+            # Copies: ProposalNetwork rescales its proposals in place.
+            recorded[_FINAL] = [_copy(p) for p in returned[0]]
+            generator_inputs[:] = args[:2]
+
+        handle = generator.register_forward_hook(record)
+        try:
+            outputs = self.model(batched_inputs)
+        finally:
+            handle.remove()
+        if hasattr(generator, "stage_proposals"):
+            for stage, proposals in generator.stage_proposals(*generator_inputs).items():
+                recorded[f"{_FINAL}_{stage}"] = proposals
+        for i, (image, output) in enumerate(zip(batched_inputs, outputs, strict=True)):
+            output[_RECORDED] = {
+                name: _to_original(proposals[i], image) for name, proposals in recorded.items()
+            }
+        return outputs
+
+
+class ProposalRecallEvaluator(DatasetEvaluator):
+    """Average recall of proposals: ``box_proposals/AR@100``, ``ARs@100``, ... in percent.
+
+    Takes what :class:`ProposalRecorder` adds, per stage too (``box_proposals_stage1/AR@100``), or
+    else the "proposals" that detectron2's ProposalNetwork returns. An image is counted as soon as
+    it is there, so memory does not grow with the data set.
+    """
+
+    def __init__(
+        self,
+        ground_truth: COCO,
+        *,
+        limits: Sequence[int] = LIMITS,
+        distributed: bool = True,
+        output_dir: str | None = None,
+    ) -> None:
+        """Args:
+        ground_truth: the annotations, e.g. :attr:`FastCOCOEvaluator.ground_truth`.
+        limits: numbers of proposals per image.
+        distributed: sum over all processes.
+        output_dir: folder of ``box_proposals.pkl``, the final proposals in the form that
+            detectron2 trains and tests with; None writes nothing.
+        """
+        self._ground_truth = ground_truth
+        self._limits = limits
+        self._distributed = distributed
+        self._folder = Path(output_dir) if output_dir else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._recalls: dict[str, ProposalRecall] = {}
+        self._final: list[tuple[int, Instances]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count the proposals of a batch.
+
+        Args:
+            inputs: with ``image_id``.
+            outputs: with ``recorded_proposals`` or ``proposals``.
+
+        Raises:
+            ValueError: an output has neither.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            for name, proposals in _proposals_of(output).items():
+                proposals = proposals.to(torch.device("cpu"))
+                if name not in self._recalls:
+                    self._recalls[name] = ProposalRecall(self._ground_truth, limits=self._limits)
+                self._recalls[name].add(image["image_id"], proposals)
+                if self._folder and name == _FINAL:
+                    self._final.append((image["image_id"], proposals))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """The recalls of all processes; None in all but the main one."""
+        recalls, final = self._recalls, self._final
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather((recalls, final), dst=0)
+            if not comm.is_main_process():
+                return None
+            recalls = _merge([r for r, _ in gathered])
+            final = [pair for _, pairs in gathered for pair in pairs]
+        if self._folder:
+            save_proposals(self._folder / "box_proposals.pkl", final)
+        results = {name: recall.results() for name, recall in recalls.items()}
+        for name, values in results.items():
+            logger.info("Average recall of %s:\n%s", name, create_small_table(values))
+        return results
+
+
+def _proposals_of(output: Mapping[str, Any]) -> dict[str, Instances]:
+    if _RECORDED in output:
+        return output[_RECORDED]
+    if "proposals" in output:
+        return {_FINAL: output["proposals"]}
+    raise ValueError(
+        "The model's outputs hold no proposals: wrap it in d2_plugins.evaluation.ProposalRecorder"
+    )
+
+
+def _copy(proposals: Instances) -> Instances:
+    return Instances(
+        proposals.image_size,
+        proposal_boxes=Boxes(proposals.proposal_boxes.tensor.clone()),
+        objectness_logits=proposals.objectness_logits,
+    )
+
+
+def _to_original(proposals: Instances, image: Mapping[str, Any]) -> Instances:
+    """From pixels of the network's input to those of the original image."""
+    height, width = proposals.image_size
+    return detector_postprocess(proposals, image.get("height", height), image.get("width", width))
+
+
+def _merge(per_process: list[dict[str, ProposalRecall]]) -> dict[str, ProposalRecall]:
+    merged: dict[str, ProposalRecall] = {}
+    for recalls in per_process:
+        for name, recall in recalls.items():
+            if name in merged:
+                merged[name].merge(recall)
+            else:
+                merged[name] = recall
+    return merged

@@ -1,0 +1,126 @@
+"""Images of tools/demo.py: found, detected in, drawn and saved."""
+
+import glob
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from ..data.images import read_photo
+from ..errors import UsageError
+from ..files import atomic_open
+from .detector import Detector
+from .window import Window
+
+__all__ = ["detect_images", "find_images", "picture_paths"]
+
+# What is looked for in a folder, and what drawn pictures can be saved as.
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """The images that a user names.
+
+    Args:
+        patterns: files, folders (all images directly in them) and glob patterns.
+
+    Returns:
+        Each once; in the order given, those of a folder or pattern sorted.
+
+    Raises:
+        UsageError: one of them stands for nothing.
+    """
+    found = [path for pattern in patterns for path in _matches(pattern)]
+    return list(dict.fromkeys(found))
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        images = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES]
+        if not images:
+            raise UsageError(f"--input: no image ({', '.join(_SUFFIXES)}) in folder '{pattern}'")
+        return sorted(images)
+    if path.is_file():  # its name may hold brackets
+        return [path]
+    files = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+    if not files:
+        hint = ""
+        if pattern.isupper():  # --input takes all words up to the next option
+            hint = "; KEY VALUE pairs go behind another option, or behind '--'"
+        raise UsageError(f"--input: '{pattern}' is no file or folder, and matches none{hint}")
+    return sorted(files)
+
+
+def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
+    """Where the picture of each image goes.
+
+    Raises:
+        UsageError: a picture would replace an image or another picture.
+    """
+    drawn: dict[Path, Path] = {}
+    for image in images:
+        has_suffix = image.suffix.lower() in _SUFFIXES
+        picture = folder / (image.name if has_suffix else f"{image.name}.png")
+        if picture.resolve() == image.resolve():
+            raise UsageError(f"--output: the picture of {image} would replace it")
+        if picture in drawn:
+            raise UsageError(f"{drawn[picture]} and {image} would both be drawn as {picture}")
+        drawn[picture] = image
+    return list(drawn)
+
+
+def detect_images(
+    images: Mapping[Path, Path | None], detector: Detector, window: Window | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Detect objects in images, one after the other.
+
+    Args:
+        images: the files, each with the picture to write or None.
+        detector: detects.
+        window: to show pictures in.
+
+    Returns:
+        The detections, see :meth:`Detector.coco_rows`, and the number of images that could not be
+        read; these are named on stderr.
+    """
+    rows: list[dict[str, Any]] = []
+    num_unreadable = 0
+    for number, (path, picture_path) in enumerate(images.items()):
+        try:
+            pixels = read_photo(path, "BGR")
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            num_unreadable += 1
+            continue
+        start = time.perf_counter()
+        instances = detector.detect(pixels)
+        seconds = time.perf_counter() - start
+        rows += detector.coco_rows(instances, image_id=number, file_name=str(path))
+        print(f"{path}: {len(instances)} objects in {seconds:.2f} s")
+        if picture_path is None and window is None:
+            continue
+        picture = _draw(pixels, instances, detector)
+        if picture_path is not None:
+            _save(picture, picture_path)
+        if window is not None and not window.show(picture, 0):
+            break
+    return rows, num_unreadable
+
+
+def _draw(pixels: np.ndarray, instances: Instances, detector: Detector) -> np.ndarray:
+    """(H, W, 3) BGR -> RGB with boxes and masks."""
+    canvas = Visualizer(pixels[:, :, ::-1], detector.metadata)
+    return canvas.draw_instance_predictions(instances).get_image()
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with atomic_open(path, "wb") as file:
+        Image.fromarray(picture).save(file, kind, quality=92)

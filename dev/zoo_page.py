@@ -1,0 +1,232 @@
+"""The model zoo's page: what docs/zoo.yaml says of each config, and what can be measured."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2_plugins import model_zoo
+from d2_plugins.benchmark.complexity import count_costs
+from d2_plugins.benchmark.fixed_work import FixedWork, build_fixed_work
+from d2_plugins.benchmark.timing import median_ratio
+from d2_plugins.config import get_cfg
+
+__all__ = [
+    "Entry",
+    "Measured",
+    "baseline_cfg",
+    "check_entries",
+    "count_parameters",
+    "format_page",
+    "measure",
+    "read_entries",
+    "read_measured",
+    "trainable_configs",
+]
+
+_HEADER = """# Model zoo
+
+Written by `dev/make_zoo.py` from `docs/zoo.yaml` and the configs: change those, not this page.
+
+- **Figure**: what the paper, or whoever is named, reports. Blank: we know of none for this model.
+  Recipes differ; ours has to be compared with a baseline of the same recipe.
+- **Ours**: trained by us, with the command. Blank: not trained to the end.
+- **Parameters**: all, in millions, without the numbers of frozen norms.
+- **GFLOPs**: multiply-adds in billions, as `tools/analyze_model.py` counts them, of one image of
+  the size named, which is how the config resizes a photograph of 2 by 3 in testing, with the number
+  of RoIs that it tests with in the box head and, in a mask head, {detections} detections.
+- **Time**: CPU time of that over that of detectron2's Faster R-CNN with R-50-FPN and 1000 RoIs on
+  800 x 1216, taken in turn. Blank: not measured.
+
+`d2_plugins.model_zoo.get_config(name)` has each config by its name here.
+"""
+_COLUMNS = (
+    *("config", "what it is", "figure", "ours", "parameters"),
+    *("image", "RoIs", "GFLOPs", "time"),
+)
+_FIRST_MEASURED = _COLUMNS.index("parameters")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is written by hand about a config.
+
+    Attributes:
+        what: one sentence.
+        figure: a published result, e.g. "box AP 40.5".
+        source: who reports it, and where.
+        ours: what we trained it to.
+        command: that trained it.
+    """
+
+    what: str
+    figure: str = ""
+    source: str = ""
+    ours: str = ""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without their source.
+
+        Raises:
+            ValueError: there is a figure without its source, or ours without its command.
+        """
+        if not self.what:
+            raise ValueError("'what' must say what the config is")
+        if bool(self.figure) != bool(self.source):
+            raise ValueError("'figure' and 'source' go together")
+        if bool(self.ours) != bool(self.command):
+            raise ValueError("'ours' and 'command' go together")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The cells of the page that come from the model, as text.
+
+    Attributes:
+        parameters: in millions.
+        image: height x width.
+        rois: of the box head; empty where there is none.
+        gflops: multiply-adds in billions.
+        time: over the baseline's; empty where not measured.
+    """
+
+    parameters: str
+    image: str = field(default="")
+    rois: str = field(default="")
+    gflops: str = field(default="")
+    time: str = field(default="")
+
+
+def trainable_configs() -> list[str]:
+    """Names of the zoo's configs, without those that are only a base of others."""
+    names = model_zoo.list_configs()
+    return [name for name in names if not PurePosixPath(name).name.startswith("Base-")]
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """The hand-written file: names of configs, each with the fields of :class:`Entry`.
+
+    Raises:
+        ValueError: an entry has a field that is unknown, or is not complete; the message names it.
+    """
+    entries = {}
+    for name, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        try:
+            entries[name] = Entry(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
+    return entries
+
+
+def check_entries(entries: Mapping[str, Entry], configs: Sequence[str]) -> None:
+    """Compare the entries with the configs that there are.
+
+    Raises:
+        ValueError: a config has no entry, or an entry has no config.
+    """
+    without_entry = sorted(set(configs) - set(entries))
+    without_config = sorted(set(entries) - set(configs))
+    if without_entry or without_config:
+        raise ValueError(
+            f"configs without an entry: {', '.join(without_entry) or 'none'}; "
+            f"entries without a config: {', '.join(without_config) or 'none'}"
+        )
+
+
+def count_parameters(model: nn.Module) -> str:
+    """All parameters, in millions, as the page has them."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}"
+
+
+def measure(name: str, *, repeats: int = 0) -> Measured:
+    """Build a config's model on the CPU with random weights and measure it.
+
+    Args:
+        name: of the config.
+        repeats: timings of the model and of the baseline in turn; 0 leaves the time out.
+    """
+    cfg = model_zoo.get_config(name)
+    cfg.MODEL.DEVICE = "cpu"
+    work = build_fixed_work(cfg)
+    costs = count_costs(work.model, _run(work))
+    has_rois = hasattr(work.model, "roi_heads")
+    height, width = work.size
+    return Measured(
+        parameters=count_parameters(work.model),
+        image=f"{height} x {width}",
+        rois=str(work.num_proposals) if has_rois else "",
+        gflops=f"{sum(costs.flops.values()) / 1e9:.1f}",
+        time=f"{_time_ratio(work, repeats):.2f}" if repeats else "",
+    )
+
+
+def _run(work: FixedWork) -> Callable[[], object]:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        image = torch.rand(3, *work.size) * 255
+    return torch.no_grad()(partial(work, image))
+
+
+def _time_ratio(work: FixedWork, repeats: int) -> float:
+    baseline = build_fixed_work(baseline_cfg())
+    return median_ratio(_run(work), _run(baseline), repeats=repeats)
+
+
+def baseline_cfg() -> CfgNode:
+    """detectron2's faster_rcnn_R_50_FPN_1x, on the CPU."""
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("Base-RCNN-FPN.yaml"), allow_unsafe=False)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = 50
+    return cfg
+
+
+def format_page(
+    entries: Mapping[str, Entry], measured: Mapping[str, Measured], *, configs_at: str
+) -> str:
+    """The page in Markdown: a table for each folder, those of the zoo's root first.
+
+    Args:
+        entries: by name of the config.
+        measured: of the same configs.
+        configs_at: path of the configs' folder as the page sees it.
+    """
+    folders: dict[str, list[str]] = {}
+    for name in sorted(entries, key=lambda name: ("/" in name, name)):
+        folders.setdefault(str(PurePosixPath(name).parent), []).append(name)
+    detections = get_cfg().TEST.DETECTIONS_PER_IMAGE
+    lines = [_HEADER.format(detections=detections)]
+    for folder, names in folders.items():
+        lines += [f"## {'Flagship' if folder == '.' else folder}", "", _line(_COLUMNS)]
+        lines.append("|---" * len(_COLUMNS) + "|")
+        for name in names:
+            entry, values = entries[name], measured[name]
+            cells = [f"[{PurePosixPath(name).stem}]({configs_at}/{name})", entry.what]
+            cells.append(f"{entry.figure} ({entry.source})" if entry.figure else "")
+            cells.append(f"{entry.ours} (`{entry.command}`)" if entry.ours else "")
+            cells += [getattr(values, f.name) for f in fields(values)]
+            lines.append(_line(cells))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def read_measured(page: str, *, configs_at: str) -> dict[str, Measured]:
+    """What a page of :func:`format_page` says, by name of the config."""
+    measured = {}
+    for line in page.splitlines():
+        found = re.match(rf"\| \[[^\]]*\]\({re.escape(configs_at)}/([^)]*)\)", line)
+        if found:
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            measured[found.group(1)] = Measured(*cells[_FIRST_MEASURED:])
+    return measured

@@ -1,0 +1,77 @@
+"""The data set tool's command line: exit status and what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from d2_plugins.cli import prepare as cli
+from d2_plugins.data import dataset_root, register_all
+from d2_plugins.data.datasets.shapes import ShapesRecipe, ensure_shapes, shapes_datasets
+from tests.support.helpers import shared_path
+from tests.support.toy import write_toy_coco
+
+
+@pytest.fixture(autouse=True)
+def _no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would keep writing to this test's captured output.
+    monkeypatch.setattr(cli, "setup_logger", lambda name: None)
+
+
+def test_prepares_under_the_environments_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
+    assert dataset_root() == tmp_path / "root"
+    source = str(shared_path("data/voc_small"))
+    assert cli.main(["voc", "--from", source, "--link"]) == 0
+    assert "voc_2012_val_coco: 33 images, 92 objects (a part" in capsys.readouterr().out
+    assert (tmp_path / "root" / "VOC2012").is_symlink()
+
+
+def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shapes_datasets(tmp_path)[0].json_file.parent
+    ensure_shapes(folder, ShapesRecipe(num_images=(("train", 2), ("val", 1))))
+    assert cli.main(["shapes", "--root", str(tmp_path)]) == 0
+    assert "shapes_val: " in capsys.readouterr().out
+
+
+def test_check_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file, images = write_toy_coco(tmp_path)
+    arguments = ["check", "--json", str(json_file), "--images", str(images), "--decode"]
+    assert cli.main(arguments) == 0
+    assert "8 images" in capsys.readouterr().out
+    content = json.loads(json_file.read_text())
+    content["annotations"][3]["category_id"] = 77
+    json_file.write_text(json.dumps(content))
+    assert cli.main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "category id not in the list" in out
+    assert "annotation 4: category 77" in out
+
+
+@pytest.mark.usefixtures("empty_catalogs")
+def test_check_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "VOC2012").symlink_to(shared_path("data/voc_small/VOCdevkit/VOC2012"))
+    register_all(tmp_path)
+    assert cli.main(["check", "voc_2012_val_coco"]) == 0
+    assert "33 images" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("empty_catalogs")
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["penn_fudan", "--link"], "--link needs --from"),
+        (["penn_fudan", "--from", "nowhere"], "no folder nowhere"),
+        (["check"], "--json and --images"),
+        (["check", "shapes_trian"], "there is no data set 'shapes_trian'"),
+        (["check", "voc_2007_test_coco"], "tools/prepare_datasets.py voc"),
+    ],
+)
+def test_mistakes(
+    argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_all(tmp_path)
+    assert cli.main(argv) == 1
+    assert said in capsys.readouterr().err
