@@ -15,6 +15,7 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+	$(PY) dev/check_words.py
 
 test: lint
 	$(PY) -m pytest -n 2 --dist worksteal
