@@ -1,4 +1,4 @@
-"""The components. Importing this package registers all of them with detectron2."""
+"""All components. Importing this package registers them with detectron2."""
 
 from .backbone import CSPNet
 from .proposal_generator import CascadeRPN, CascadeRPNStage

@@ -1,4 +1,4 @@
-"""What the CSPNet tests share."""
+"""Models and measures shared by the CSPNet tests."""
 
 from collections.abc import Callable
 
@@ -18,19 +18,19 @@ def count(module: nn.Module) -> int:
 
 
 def on_meta(build: Callable[..., nn.Module], **options: object) -> nn.Module:
-    """A network without weights: enough to count, and built at once."""
+    """Build a network without weights, which is fast and enough to count parameters."""
     with torch.device("meta"):
         return build(**options)
 
 
 def timm_model(name: str, **options: object) -> nn.Module:
-    """A timm model with random weights and norms, in eval mode."""
+    """Build a timm model with random weights and norms, in eval mode."""
     timm = pytest.importorskip("timm")
     return randomise_norms(timm.create_model(name, pretrained=False, **options)).eval()
 
 
 def like(state: dict[str, Tensor], **options: object) -> CSPNet:
-    """The CSPNet of ``options`` that holds ``state`` (the tensors themselves), in eval mode."""
+    """Build a CSPNet from ``options`` that shares the tensors of ``state``, in eval mode."""
     ours = on_meta(CSPNet, **options)
     ours.load_state_dict(state, strict=True, assign=True)
     return ours.eval()

@@ -1,7 +1,7 @@
-"""Which attention goes where in a backbone: the `MODEL.ATTENTION` node as a checked value.
+"""The validated `MODEL.ATTENTION` settings of a backbone.
 
-Shared by every backbone of this package and by the FPN, so that the keys mean the same and are
-refused in the same words everywhere.
+Every backbone of this package and the FPN use them, so that the keys have one meaning and one set
+of error messages.
 """
 
 from collections.abc import Callable, Collection
@@ -15,15 +15,18 @@ from ...layers import build_attention
 
 __all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention"]
 
-# Positions A to E: in the block before its last 3x3 or 1x1; on the block's output before the
-# shortcut is added (where CBAM and ECA-Net put theirs); on the processed half of a cross stage; on
-# both halves before they are fused; on the stage's output.
+# Positions A to E:
+# - block_mid: inside a block, before its last convolution;
+# - block_out: on a block's output, before the shortcut is added (the place in CBAM and ECA-Net);
+# - branch: on the half of a cross stage that runs through the blocks;
+# - concat: on both halves, before they are fused;
+# - stage_out: on the output of the stage.
 POSITIONS = ("block_mid", "block_out", "branch", "concat", "stage_out")
 
 
 @dataclass(frozen=True)
 class StageAttention:
-    """Attention of one stage: its position and how to make the module for C channels."""
+    """Attention of one stage: its position, and a function from channels to the module."""
 
     position: str
     build: Callable[[int], nn.Module]
@@ -36,10 +39,10 @@ class AttentionPlan:
     Attributes:
         name: "" (none), "eca", "cbam" or "se".
         position: one of :data:`POSITIONS`.
-        stages: on or off for res2..res5, or for res1..res5 where the backbone has a res1.
+        stages: on or off for res2..res5, or for res1..res5 if the backbone has a res1.
         reduction: channel reduction of CBAM and SE.
-        kernel_sizes: ECA's kernel sizes, as long as ``stages``; empty takes the paper's formula.
-        ignore_padding: global pooling leaves out the padding of each image of a batch.
+        kernel_sizes: ECA's kernel size per stage; empty for the formula of the paper.
+        ignore_padding: leave the padding of a batch out of the global pooling.
     """
 
     name: str = ""
@@ -65,24 +68,24 @@ class AttentionPlan:
     def for_stages(
         self, stage_names: Collection[str], positions: Collection[str] = POSITIONS
     ) -> dict[str, StageAttention]:
-        """Attention of the stages that have one.
+        """Return the attention of each stage that has one.
 
         Args:
             stage_names: all stages of the backbone: res2..res5, with or without a res1.
-            positions: the positions that this backbone has.
+            positions: the positions that the backbone offers.
 
         Returns:
-            Stage name to its attention; stages without attention are left out.
+            Attention by stage name, without the stages that have none.
 
         Raises:
-            ValueError: a position this backbone does not have, or a list of the wrong length.
+            ValueError: the backbone does not offer the position, or a list has the wrong length.
         """
         if not self.name:
             return {}
         if self.position not in positions:
             raise ValueError(
-                f"MODEL.ATTENTION.POSITION = '{self.position}' is not a position of this "
-                f"backbone; it has: {', '.join(positions)}."
+                f"MODEL.ATTENTION.POSITION is '{self.position}'; allowed in this backbone: "
+                f"{', '.join(positions)}"
             )
         names = self._check_lengths(stage_names)
         sizes: tuple[int | None, ...] = self.kernel_sizes or (None,) * len(names)
@@ -93,10 +96,14 @@ class AttentionPlan:
         }
 
     def build(self, channels: int, kernel_size: int | None = None) -> nn.Module:
-        """One attention module for ``channels`` channels.
+        """Build one attention module.
+
+        Args:
+            channels: number of input and output channels.
+            kernel_size: ECA's kernel size; None for the formula of the paper.
 
         Raises:
-            ValueError: an unknown name, or options that are impossible for so many channels.
+            ValueError: the name is unknown, or the options do not fit the number of channels.
         """
         try:
             return build_attention(
@@ -119,24 +126,24 @@ class AttentionPlan:
         names = next((names for names in lists if len(names) == len(self.stages)), None)
         if names is None:
             raise ValueError(
-                f"MODEL.ATTENTION.STAGES = {list(self.stages)} has {len(self.stages)} entries; "
-                f"this backbone takes {allowed}."
+                f"MODEL.ATTENTION.STAGES is {list(self.stages)}, {len(self.stages)} entries; "
+                f"allowed in this backbone: {allowed}"
             )
         if len(self.kernel_sizes) not in (0, len(names)):
             raise ValueError(
-                f"MODEL.ATTENTION.KERNEL_SIZES = {list(self.kernel_sizes)} has "
-                f"{len(self.kernel_sizes)} entries; it must be empty or as long as "
-                f"MODEL.ATTENTION.STAGES ({len(names)})."
+                f"MODEL.ATTENTION.KERNEL_SIZES is {list(self.kernel_sizes)}, "
+                f"{len(self.kernel_sizes)} entries; allowed: none, or {len(names)} as in "
+                "MODEL.ATTENTION.STAGES"
             )
         return names
 
 
 def freeze_but_attention(module: nn.Module) -> None:
-    """Freeze ``module`` in place, except for its children called "attention", at any depth.
+    """Freeze ``module`` in place, except for descendants named "attention".
 
-    Parameters get ``requires_grad = False`` and every BatchNorm becomes a FrozenBatchNorm2d.
-    Attention is left out because its weights are new when the rest is pretrained; CBAM's spatial
-    norm, which starts with weight 0, would stay there forever.
+    Parameters get ``requires_grad = False``, and every BatchNorm becomes a FrozenBatchNorm2d.
+    Attention stays trainable because it starts from random weights when the rest is pretrained.
+    CBAM's spatial norm starts with weight 0 and would keep it forever if it were frozen.
     """
     for parameter in module.parameters(recurse=False):
         parameter.requires_grad = False

@@ -1,17 +1,18 @@
-"""ResNet and ResNeXt with attention in the residual blocks, on detectron2's own blocks.
+"""ResNet and ResNeXt with attention in the residual blocks, built on detectron2's blocks.
 
-The attention stands after the last norm of a block and before the shortcut is added, as in the
-CBAM, ECA-Net and SENet papers; keys of the state dict are detectron2's plus ``*.attention.*``.
+The attention comes after the last norm of a block and before the shortcut is added, as in the
+CBAM, ECA-Net and SENet papers. The keys of the state dict are detectron2's plus ``*.attention.*``.
 
-With ``ignore_padding`` an image gives the same features whatever it is batched with. Pooling over
-the valid area alone does not reach that: behind the first norm the padding is no longer zero, so
-the 3x3 convolutions carry it over the border, layer by layer, and the pooled vectors change again.
-Therefore the input of each such convolution is zeroed on the padding, which makes it look like the
-border of the image. This is exact (to rounding) for every cell of ``res2``..``res5`` that belongs
-to an image, in eval mode or with frozen norms; batch statistics in training still count the
-padding. What a detector puts behind these features (FPN's 3x3 convolutions, the RPN) sees the
-padding again, in its outermost cells, as in detectron2. The features' own padded cells are
-unspecified.
+With ``ignore_padding``, the features of an image do not depend on the other images of its batch.
+Pooling over the image's own area is not enough for that. After the first norm the padding is no
+longer zero, the 3x3 convolutions carry it across the border of the image, and it changes the
+pooled vectors. Therefore the input of each 3x3 convolution is set to zero on the padding, so that
+the padding looks like the border of an image.
+
+The result is exact (up to rounding) for every cell of ``res2``..``res5`` that belongs to an image,
+in eval mode or with frozen norms. Not covered: batch statistics in training, which still count the
+padding; layers of the detector behind these features (FPN's 3x3 convolutions, the RPN), which see
+the padding in their outermost cells, as in detectron2; and the values of the padded cells.
 
 Shapes: N images, C channels, Hi, Wi of the images, H, W of a feature map.
 """
@@ -74,27 +75,29 @@ class AttentionResNet(ResNet):
         num_classes: int | None = None,
         freeze_at: int = 0,
     ) -> None:
-        """Build the network; the options but for the first are those of MODEL.RESNETS.
+        """Build the network. All options except ``attention`` are those of MODEL.RESNETS.
 
         Args:
-            attention: which attention, in which stages; position "block_out" only.
+            attention: settings of the attention; the only position is "block_out".
             depth: 18, 34, 50, 101 or 152.
-            norm: norm of all convolutions, as :func:`detectron2.layers.get_norm` takes it. The
-                attention's own norms stay BatchNorm.
-            in_channels: of the images.
-            stem_out_channels: width of the stem.
-            res2_out_channels: width of res2, doubled by each stage after it; None is 64 for depth
-                18 and 34, else 256.
+            norm: norm of all convolutions, as for :func:`detectron2.layers.get_norm`. Norms
+                inside the attention are always BatchNorm.
+            in_channels: number of channels of the images.
+            stem_out_channels: number of channels of the stem.
+            res2_out_channels: number of channels of res2, doubled by each later stage; None for
+                64 at depth 18 and 34, and 256 at the others.
             num_groups: groups of the 3x3 convolutions of a bottleneck (32 in ResNeXt).
             width_per_group: channels per group in res2's bottlenecks.
-            stride_in_1x1: as in MSRA's weights; those of torchvision and timm stride the 3x3.
+            stride_in_1x1: put the stride into the first 1x1 convolution, as MSRA's weights need
+                it; the weights of torchvision and timm need it in the 3x3 convolution.
             res5_dilation: 1, or 2 for a res5 of stride 16.
-            out_features: among "stem", "res2".."res5"; None is the last layer.
-            num_classes: adds an ImageNet classifier called "linear".
-            freeze_at: freezes the stem (1), and res2 (2), and so on; never the attention.
+            out_features: features to return, of "stem", "res2".."res5"; None for the last layer.
+            num_classes: number of outputs of an ImageNet classifier named "linear"; None for no
+                classifier.
+            freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, and so on; never the attention.
 
         Raises:
-            ValueError: an option is impossible; the message names its config key.
+            ValueError: an option is not allowed; the message names its config key.
         """
         _check_options(depth, num_groups, res5_dilation)
         stages = _build_stages(
@@ -121,7 +124,7 @@ class AttentionResNet(ResNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments from ``MODEL.RESNETS``, ``MODEL.ATTENTION`` and ``MODEL.BACKBONE.FREEZE_AT``.
+        """Read ``MODEL.RESNETS``, ``MODEL.ATTENTION`` and ``MODEL.BACKBONE.FREEZE_AT``.
 
         Raises:
             ValueError: MODEL.RESNETS.DEFORM_ON_PER_STAGE is set.
@@ -129,8 +132,8 @@ class AttentionResNet(ResNet):
         node = cfg.MODEL.RESNETS
         if any(node.DEFORM_ON_PER_STAGE):
             raise ValueError(
-                f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {node.DEFORM_ON_PER_STAGE}; an attention "
-                "ResNet allows only false in every stage"
+                f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {node.DEFORM_ON_PER_STAGE}; allowed with "
+                "attention: False in every stage"
             )
         return {
             "attention": AttentionPlan.from_config(cfg),
@@ -148,10 +151,13 @@ class AttentionResNet(ResNet):
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Features by name.
+        """Compute the features.
 
         Args:
-            x: (N, 3, Hi, Wi), normalised and zero on the padding.
+            x: images (N, 3, Hi, Wi), normalised and zero on the padding.
+
+        Returns:
+            Features (N, C, H, W) by name.
         """
         valid = valid_mask(valid_extent(x), 1, x) if self._ignore_padding else None
         outputs = {"stem": self.stem(x, valid)}
@@ -191,7 +197,7 @@ def _build_stages(
     norm: str,
     res5_dilation: int,
 ) -> list[list[ResNetBlockBase]]:
-    """Blocks of res2..res5; ``bottleneck`` holds what only bottlenecks take, as for res2."""
+    """Build the blocks of res2..res5; ``bottleneck`` are res2's options for bottlenecks only."""
     stages = []
     for index, (name, num_blocks) in enumerate(zip(_STAGE_NAMES, _NUM_BLOCKS[depth], strict=True)):
         dilation = res5_dilation if name == "res5" else 1
@@ -216,7 +222,7 @@ def _build_stages(
 
 @BACKBONE_REGISTRY.register()
 def build_attention_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """A ResNet with the attention of ``MODEL.ATTENTION``; without any, detectron2's own ResNet."""
+    """Build a ResNet with the attention of ``MODEL.ATTENTION``, or detectron2's if it has none."""
     node = cfg.MODEL.ATTENTION
     if not (node.NAME and any(node.STAGES)):
         return build_resnet_backbone(cfg, input_shape)
@@ -225,11 +231,11 @@ def build_attention_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Bac
 
 @BACKBONE_REGISTRY.register()
 def build_attention_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """FPN (P2 to P6 with the usual config) on an attention ResNet."""
+    """Build an attention ResNet with FPN (P2 to P6 with the usual config)."""
     return build_fpn(cfg, build_attention_resnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_attention_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """RetinaNet's pyramid (P3 to P7 with the usual config) on an attention ResNet."""
+    """Build an attention ResNet with RetinaNet's pyramid (P3 to P7 with the usual config)."""
     return build_fpn(cfg, build_attention_resnet_backbone(cfg, input_shape), retinanet=True)

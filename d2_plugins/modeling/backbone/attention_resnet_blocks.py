@@ -1,7 +1,7 @@
 """ResNet's stem and blocks with attention, and with a mask that hides the padding of a batch.
 
-What ``valid`` is for: see :mod:`d2_plugins.modeling.backbone.attention_resnet`. It is (N, 1, H, W),
-1 on the cells of each image and 0 on the padding, at the resolution of ``x``; None is all ones.
+The mask ``valid`` (N, 1, H, W) is 1 on the cells of each image and 0 on the padding, at the
+resolution of ``x``; None means no padding. :mod:`.attention_resnet` explains its purpose.
 
 Shapes: N images, C channels, Hi, Wi of the images, H, W of a feature map.
 """
@@ -22,18 +22,18 @@ __all__ = ["AttentionBasicBlock", "AttentionBottleneckBlock", "PaddingAwareStem"
 
 
 class PaddingAwareStem(BasicStem):
-    """detectron2's stem, which can keep the padding out of its max pooling and of its output."""
+    """detectron2's stem, with the padding left out of its max pooling and of its output."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, 3, Hi, Wi) -> (N, C, Hi/4, Wi/4); ``x`` is zero on the padding."""
-        # Zero is below all that ReLU passes: max pooling ignores it like its own padding.
+        """(N, 3, Hi, Wi) -> (N, C, Hi/4, Wi/4); ``x`` must be zero on the padding."""
+        # After ReLU no value is below zero, so max pooling ignores the zeros of the padding.
         x = F.relu_(zero_padding_(self.conv1(x), subsample_mask(valid, 2)))
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         return zero_padding_(x, subsample_mask(valid, 4))
 
 
 class _AttentionBlock(CNNBlockBase):
-    """Stands before a block of detectron2, which it gives an attention module."""
+    """Mixin that adds an attention module to a block of detectron2."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class _AttentionBlock(CNNBlockBase):
         """Build the block.
 
         Args:
-            in_channels: of the input.
-            out_channels: C of the output.
-            attention: makes the attention module for C channels; None is a plain block.
-            options: as detectron2's block.
+            in_channels: number of input channels.
+            out_channels: number of output channels.
+            attention: function from channels to the attention module; None for a plain block.
+            options: other arguments of detectron2's block.
         """
         super().__init__(in_channels, out_channels, **options)
         self.attention = None if attention is None else attention(out_channels)
@@ -66,7 +66,7 @@ class AttentionBasicBlock(_AttentionBlock, BasicBlock):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H/stride, W/stride).
 
-        With ``valid``, the padding of ``x`` must be zero, and that of the output is.
+        With ``valid``, the padding must be zero in ``x`` and is zero in the output.
         """
         inside = subsample_mask(valid, self.stride)
         out = F.relu_(zero_padding_(self.conv1(x), inside))
@@ -83,8 +83,8 @@ class AttentionBottleneckBlock(_AttentionBlock, BottleneckBlock):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H/stride, W/stride).
 
-        The padding of ``x`` and of the output may hold anything: only the 3x3 convolution, in the
-        middle and a quarter as wide, looks at neighbours.
+        The padding of ``x`` and of the output may have any values: only the 3x3 convolution reads
+        neighbouring cells, and its input is set to zero on the padding.
         """
         middle = subsample_mask(valid, self.conv1.stride[0])
         out = F.relu_(zero_padding_(self.conv1(x), middle))

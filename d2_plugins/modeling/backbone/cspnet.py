@@ -1,7 +1,7 @@
 """CSPNet (Wang et al. 2020, arXiv 1911.11929) as a detectron2 backbone.
 
-Names and shapes of the parameters are timm's under a fixed renaming
-(:mod:`d2_plugins.checkpoint.cspnet_weights`), and with timm's weights the features are timm's.
+The parameters correspond one to one to timm's (:mod:`d2_plugins.checkpoint.cspnet_weights` renames
+them), and with timm's weights the features equal timm's.
 """
 
 import logging
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 class CSPNet(Backbone):
     """A cross stage partial network.
 
-    Features are named after their stride: "stem", then "res{log2(stride)}", so "res2".."res5" at
-    strides 4..32; the DarkNet-like ones have a "res1" at stride 2 as well. A classifier, if asked
-    for, is "linear".
+    Features are named "stem" and, after their stride, "res{log2(stride)}": "res2".."res5" at
+    strides 4..32, and "res1" at stride 2 in the DarkNet-like architectures. The output of the
+    optional classifier is named "linear".
     """
 
     @configurable
@@ -63,23 +63,23 @@ class CSPNet(Backbone):
         Args:
             arch: name in :data:`~d2_plugins.modeling.backbone.cspnet_archs.ARCHS`, or a table of
                 your own.
-            in_channels: of the images.
+            in_channels: number of channels of the images.
             norm: FrozenBN, BN, SyncBN or GN, or a function from channels to a norm module.
-            width_multiplier: of every width, see
+            width_multiplier: factor of all numbers of channels, see
                 :func:`~d2_plugins.modeling.backbone.cspnet_archs.scale_arch`.
-            depth_multiplier: of every stage's number of blocks.
-            leaky_slope: negative slope of the leaky ReLU, where the architecture has one: 0.01 for
+            depth_multiplier: factor of the number of blocks of each stage.
+            leaky_slope: negative slope of the leaky ReLU, in architectures that have one: 0.01 for
                 timm's weights, 0.1 for darknet's.
-            num_classes: add a classifier with as many outputs.
-            out_features: features to return; None returns the last one (the classifier's output if
-                there is one). Stages behind the last of them are not built.
+            num_classes: number of outputs of a classifier; None for no classifier.
+            out_features: features to return; None for the last one (the classifier's output if
+                there is a classifier). Stages after the last returned feature are not built.
             freeze_at: see :meth:`freeze`.
             gradient_checkpointing: in training, recompute each stage in the backward pass instead
                 of storing its activations.
-            attention: which attention modules to add, and where; None adds none.
+            attention: settings of the attention; None for no attention.
 
         Raises:
-            ValueError: an unknown name, or a value that is not allowed.
+            ValueError: an option is not allowed; the message names its config key.
         """
         super().__init__()
         table = scale_arch(
@@ -105,11 +105,11 @@ class CSPNet(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Arguments of the constructor from ``MODEL.CSPNET``, ``MODEL.ATTENTION``, FREEZE_AT."""
+        """Read ``MODEL.CSPNET``, ``MODEL.ATTENTION`` and ``MODEL.BACKBONE.FREEZE_AT``."""
         node = cfg.MODEL.CSPNET
         if node.NORM == "FrozenBN" and (node.WIDTH_MULTIPLIER, node.DEPTH_MULTIPLIER) != (1, 1):
             logger.warning(
-                "MODEL.CSPNET.NORM is FrozenBN and WIDTH_MULTIPLIER or DEPTH_MULTIPLIER is not 1: "
+                "MODEL.CSPNET.NORM is FrozenBN, and WIDTH_MULTIPLIER or DEPTH_MULTIPLIER is not 1: "
                 "no published weights fit. Unless MODEL.WEIGHTS are your own, train with BN or GN."
             )
         return {
@@ -127,18 +127,19 @@ class CSPNet(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images of such a multiple give features of exactly H / stride by W / stride."""
+        """Divisor of image sizes that give features of exactly H / stride by W / stride."""
         return self._size_divisibility
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Features of the images.
+        """Compute the features.
 
         Args:
-            x: (N, C, H, W), normalised; a batch of different sizes is zero-padded at the bottom and
-                on the right.
+            x: images (N, C, H, W), normalised; images of different sizes are zero-padded at the
+                bottom and on the right.
 
         Returns:
-            Name to feature, (N, C', H / stride, W / stride) rounded up; "linear" is (N, classes).
+            Features (N, C', H / stride, W / stride), sizes rounded up, by name; "linear" is
+            (N, classes).
         """
         valid = valid_mask(valid_extent(x), 1, x) if self._ignore_padding else None
         outputs = {}
@@ -156,8 +157,8 @@ class CSPNet(Backbone):
         Attention modules stay trainable.
 
         Args:
-            freeze_at: 0 freezes nothing, 1 everything before "res2" (the stem and, where there is
-                one, "res1"), 2 also "res2", and so on to 5.
+            freeze_at: 0 freezes nothing, 1 everything before "res2" (the stem, and "res1" if there
+                is one), 2 also "res2", and so on to 5.
 
         Returns:
             The network itself.
@@ -166,7 +167,7 @@ class CSPNet(Backbone):
             ValueError: ``freeze_at`` is not in 0..5.
         """
         if freeze_at not in range(6):
-            raise ValueError(f"MODEL.BACKBONE.FREEZE_AT = {freeze_at} must be in 0..5.")
+            raise ValueError(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; allowed: 0 to 5")
         if freeze_at >= 1:
             self.stem.freeze()
         for name in self.stage_names:
@@ -185,7 +186,7 @@ class CSPNet(Backbone):
         conv: ConvFactory,
         attention: Mapping[str, StageAttention],
     ) -> None:
-        """Add the stages up to the last one that is needed; all of them for a classifier."""
+        """Add the stages up to the last returned feature, or all of them for a classifier."""
         names = list(specs)
         if self.num_classes is None:
             names = names[
@@ -211,14 +212,14 @@ class CSPNet(Backbone):
 
 def _activation(table: CSPArch, leaky_slope: float) -> Callable[[], nn.Module]:
     if leaky_slope < 0:
-        raise ValueError(f"MODEL.CSPNET.LEAKY_SLOPE = {leaky_slope} must not be negative.")
+        raise ValueError(f"MODEL.CSPNET.LEAKY_SLOPE is {leaky_slope}; allowed: 0 or more")
     if table.activation == "silu":
         return partial(nn.SiLU, inplace=True)
     return partial(nn.LeakyReLU, leaky_slope, inplace=True)
 
 
 def _positions(table: CSPArch) -> list[str]:
-    """The attention positions of a network: plain stages have no second path."""
+    """Return the attention positions of a network; plain stages have no second path."""
     plain = any(stage.kind == "plain" for stage in table.stages)
     return [p for p in POSITIONS if not (plain and p in ("branch", "concat"))]
 
@@ -231,25 +232,25 @@ def _checked_features(
         return allowed[-1:]
     if not out_features or not set(out_features) <= set(allowed):
         raise ValueError(
-            f"MODEL.CSPNET.OUT_FEATURES = {list(out_features)} must be some of: "
-            f"{', '.join(allowed)}."
+            f"MODEL.CSPNET.OUT_FEATURES is {list(out_features)}; allowed: one or more of "
+            f"{', '.join(allowed)}"
         )
     return list(out_features)
 
 
 @BACKBONE_REGISTRY.register()
 def build_cspnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> CSPNet:
-    """CSPNet as ``MODEL.CSPNET`` and ``MODEL.ATTENTION`` say."""
+    """Build a CSPNet from ``MODEL.CSPNET`` and ``MODEL.ATTENTION``."""
     return CSPNet(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_cspnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """CSPNet with an FPN, as ``MODEL.FPN`` says; P6 is pooled from P5."""
+    """Build a CSPNet with the FPN of ``MODEL.FPN``; P6 is pooled from P5."""
     return build_fpn(cfg, CSPNet(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_cspnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """CSPNet with RetinaNet's pyramid: an FPN, and P6 and P7 convolved from the last feature."""
+    """Build a CSPNet with RetinaNet's pyramid: FPN, with P6 and P7 from the last feature."""
     return build_fpn(cfg, CSPNet(cfg, input_shape), retinanet=True)

@@ -1,18 +1,18 @@
-"""The CSPNet architectures as data, and how a smaller or larger one is derived from them.
+"""Tables of the CSPNet architectures, and scaling to smaller or larger ones.
 
-The tables follow the released models: the authors' darknet configurations (CSPNet, Wang et al.
-2020) with timm's reading of them where the two differ, so that timm's weights fit. Differences from
-the authors: the first stage of CSPResNe(X)t-50 splits evenly, max pooling is 3x3, and the split
-convolution is linear in all of its stages.
+The tables follow the authors' darknet configurations (CSPNet, Wang et al. 2020). Where timm differs
+from them, they follow timm, so that timm's weights fit: the first stage of CSPResNe(X)t-50 splits
+evenly, max pooling is 3x3, and the convolution before the split has no activation in any stage.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 from types import MappingProxyType
 from typing import Literal
+
+from ...errors import nearest
 
 __all__ = ["ARCHS", "CSPArch", "StageSpec", "StemSpec", "get_arch", "scale_arch"]
 
@@ -24,9 +24,9 @@ class StemSpec:
     """Convolutions before the first stage; the first one has the stride.
 
     Attributes:
-        channels: of each convolution.
-        kernel_size: of each convolution.
-        stride: of the first convolution.
+        channels: number of output channels of each convolution.
+        kernel_size: kernel size of every convolution.
+        stride: stride of the first convolution.
         pool: end with a 3x3 max pooling of stride 2.
     """
 
@@ -37,7 +37,7 @@ class StemSpec:
 
     @property
     def total_stride(self) -> int:
-        """Of the stem's output, in image pixels."""
+        """Stride of the stem's output, in image pixels."""
         return self.stride * (2 if self.pool else 1)
 
 
@@ -50,13 +50,13 @@ class StageSpec:
             (one transition after the concatenation, as in YOLOv5) or "plain" (no second path).
         block: "bottleneck" (1x1, 3x3, 1x1, as in ResNet) or "dark" (1x1, 3x3, as in DarkNet).
         depth: number of blocks.
-        channels: of the stage's output.
-        stride: 1 or 2, done by a 3x3 convolution at the start of the stage.
-        groups: of every 3x3 convolution.
+        channels: number of output channels.
+        stride: 1, or 2 for a strided 3x3 convolution at the start of the stage.
+        groups: number of groups of every 3x3 convolution.
         expand_ratio: channels of both paths together, as a fraction of ``channels``.
         bottle_ratio: channels inside a block, as a fraction of the block's.
         cross_linear: no activation after the convolution that feeds the two paths.
-        down_growth: the strided convolution already gives ``channels`` channels.
+        down_growth: the strided convolution already outputs ``channels`` channels.
     """
 
     kind: Literal["cross", "cross3", "plain"]
@@ -72,7 +72,7 @@ class StageSpec:
 
     @property
     def block_channels(self) -> int:
-        """Channels of the blocks: of half of the expansion, or of the whole plain stage."""
+        """Channels of the blocks: half of both paths, or all channels of a plain stage."""
         if self.kind == "plain":
             return self.channels
         return round(self.channels * self.expand_ratio) // 2
@@ -127,7 +127,7 @@ _DARKNET_CHANNELS = (64, 128, 256, 512, 1024)
 
 
 def _cspdarknet_stages() -> tuple[StageSpec, ...]:
-    # The first stage has one block only: there both paths keep all channels.
+    # In the first stage, which has a single block, both paths keep all channels.
     ratios = ((2.0, 0.5), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0))
     return tuple(
         StageSpec(
@@ -192,37 +192,41 @@ ARCHS: Mapping[str, CSPArch] = MappingProxyType(
         },
     }
 )
-"""Every architecture by the name that timm has for it."""
+"""All architectures, by timm's names."""
 
 
 def get_arch(name: str) -> CSPArch:
-    """The architecture called ``name``.
+    """Return the architecture of a name.
 
     Raises:
-        ValueError: there is none; the message has the nearest names.
+        ValueError: the name is unknown; the message has the nearest and all allowed names.
     """
     if name not in ARCHS:
-        near = difflib.get_close_matches(name, ARCHS, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"MODEL.CSPNET.ARCH = '{name}' is unknown.{hint} Allowed: {', '.join(ARCHS)}."
+            f"MODEL.CSPNET.ARCH is '{name}'; nearest: {nearest(name, ARCHS)}; allowed: "
+            f"{', '.join(ARCHS)}"
         )
     return ARCHS[name]
 
 
 def scale_arch(arch: CSPArch, width: float = 1.0, depth: float = 1.0) -> CSPArch:
-    """``arch`` with every width and depth multiplied.
+    """Return ``arch`` with all widths and depths multiplied.
 
-    Widths are rounded to the nearest multiple of 8 and are at least 8; depths to the nearest
-    integer and at least 1. ``groups`` stays: a convolution that cannot be split into so many takes
-    the greatest divisor that fits its channels.
+    Widths are rounded to the nearest multiple of 8, and are at least 8. Depths are rounded to the
+    nearest integer, and are at least 1. ``groups`` stays as it is: :class:`ConvFactory` reduces it
+    for convolutions whose channels it does not divide.
+
+    Args:
+        arch: the architecture to scale.
+        width: factor of all numbers of channels.
+        depth: factor of the number of blocks of each stage.
 
     Raises:
-        ValueError: a multiplier is not positive.
+        ValueError: a factor is not positive.
     """
     for key, value in (("WIDTH", width), ("DEPTH", depth)):
         if value <= 0:
-            raise ValueError(f"MODEL.CSPNET.{key}_MULTIPLIER = {value} must be positive.")
+            raise ValueError(f"MODEL.CSPNET.{key}_MULTIPLIER is {value}; allowed: above 0")
     stem = replace(arch.stem, channels=tuple(_scaled(c, width) for c in arch.stem.channels))
     stages = tuple(
         replace(

@@ -1,13 +1,14 @@
 """Convolutions, stem and residual blocks of CSPNet (Wang et al. 2020, arXiv 1911.11929).
 
-Convolutions are detectron2's, with norm and activation as modules of their own, so that FrozenBN,
-SyncBN and the like replace a norm and nothing else. Attention is a child called ``attention`` that
-exists only where it is on; no other key depends on it.
+Convolutions are detectron2's. Norm and activation are separate modules, so that a conversion to
+FrozenBN or SyncBN replaces only the norm. Attention is a child named ``attention`` that exists only
+where it is switched on; all other state_dict keys are the same with and without it.
 
-``valid``, wherever it appears, is (N, 1, H, W): 1 on the cells of each image and 0 on the padding
-of the batch, at the resolution of ``x``; None is all ones. With it a stem or stage expects zeros on
-the padding of ``x``, leaves zeros there, and gives on every valid cell what the image alone would
-give: convolutions see the padding as they see what lies beyond the border, pooling leaves it out.
+The mask ``valid`` (N, 1, H, W) is 1 on the cells of each image and 0 on the padding of the batch,
+at the resolution of ``x``; None means no padding. With a mask, stems and stages expect zeros on the
+padding of ``x`` and output zeros there. Convolutions then treat the padding like the area outside
+an image, and pooling ignores it, so that every valid cell has the value that the image alone would
+give.
 """
 
 import math
@@ -31,26 +32,26 @@ _MAX_NORM_GROUPS = 32
 
 
 class ConvNormAct(Conv2d):
-    """detectron2's Conv2d with a norm, then an activation module (``act``) or none."""
+    """detectron2's Conv2d with a norm and an optional activation module (``act``)."""
 
     def __init__(self, *args: Any, act: nn.Module | None = None, **options: Any) -> None:
-        """As Conv2d, whose own ``activation`` stays unused: the mask goes before it."""
+        """Take Conv2d's arguments; ``act`` replaces its ``activation``, to come after the mask."""
         super().__init__(*args, **options)
         self.act = act
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'), zero where ``valid`` (of the output) is."""
+        """(N, C, H, W) -> (N, C', H', W'), zero where ``valid`` (at output resolution) is zero."""
         x = zero_padding_(super().forward(x), valid)
         return x if self.act is None else self.act(x)
 
 
 @dataclass(frozen=True)
 class ConvFactory:
-    """Makes the network's convolutions, each with its norm and activation.
+    """Factory of the network's convolutions, each with its norm and activation.
 
     Attributes:
         norm: FrozenBN, BN, SyncBN or GN, or a function from channels to a norm module.
-        activation: makes one activation module.
+        activation: function that returns a new activation module.
     """
 
     norm: str | Callable[[int], nn.Module]
@@ -58,9 +59,7 @@ class ConvFactory:
 
     def __post_init__(self) -> None:
         if isinstance(self.norm, str) and self.norm not in _NORMS:
-            raise ValueError(
-                f"MODEL.CSPNET.NORM = '{self.norm}' is unknown. Allowed: {', '.join(_NORMS)}."
-            )
+            raise ValueError(f"MODEL.CSPNET.NORM is '{self.norm}'; allowed: {', '.join(_NORMS)}")
 
     def __call__(
         self,
@@ -72,16 +71,17 @@ class ConvFactory:
         groups: int = 1,
         activate: bool = True,
     ) -> ConvNormAct:
-        """Convolution without bias, then norm, then activation if ``activate``.
+        """Build a convolution without bias, its norm and its activation.
 
         Weights are drawn from N(0, 2 / fan_out).
 
         Args:
-            in_channels: of the input.
-            out_channels: of the output.
-            kernel_size: of both sides.
-            stride: of both sides.
-            groups: wished for; reduced to the greatest divisor that splits the channels evenly.
+            in_channels: number of input channels.
+            out_channels: number of output channels.
+            kernel_size: height and width of the kernel.
+            stride: stride in both directions.
+            groups: requested number of groups; reduced to the greatest common divisor with the
+                numbers of channels.
             activate: end with the activation.
         """
         conv = ConvNormAct(
@@ -89,7 +89,7 @@ class ConvFactory:
             out_channels,
             kernel_size,
             stride=stride,
-            # For the even kernel of the "focus" stem, 6x6, this halves even sizes exactly.
+            # With the 6x6 kernel of the "focus" stem, this padding halves even sizes exactly.
             padding=(kernel_size - 1) // 2,
             groups=math.gcd(groups, in_channels, out_channels),
             bias=False,
@@ -101,28 +101,28 @@ class ConvFactory:
 
     def _make_norm(self, channels: int) -> nn.Module:
         if self.norm == "GN":
-            # detectron2's 32 groups wherever 32 divides the channels; not all widths here are such.
+            # detectron2 has 32 groups, which do not divide all widths of this network.
             return nn.GroupNorm(math.gcd(_MAX_NORM_GROUPS, channels), channels)
         return get_norm(self.norm, channels)
 
 
 def _start_as_identity(conv: Conv2d) -> None:
-    """Zero the norm's weight: the block's residual starts at zero (Goyal et al. 2017, 5.1)."""
-    # A FrozenBN never leaves zero again; its weights come from a checkpoint.
+    """Zero the norm's weight: the block starts as an identity (Goyal et al. 2017, section 5.1)."""
+    # Not for FrozenBN, whose weight would stay zero: it is a buffer, filled from a checkpoint.
     if isinstance(conv.norm.weight, nn.Parameter):
         nn.init.zeros_(conv.norm.weight)
 
 
 class Stem(CNNBlockBase):
-    """Convolutions on the image, and possibly max pooling."""
+    """Convolutions on the image, with or without max pooling."""
 
     def __init__(self, in_channels: int, spec: StemSpec, *, conv: ConvFactory) -> None:
         """Build ``conv1``, ``conv2``, ...
 
         Args:
-            in_channels: of the image.
-            spec: what to build.
-            conv: makes convolutions.
+            in_channels: number of channels of the image.
+            spec: description of the stem.
+            conv: factory of the convolutions.
         """
         super().__init__(in_channels, spec.channels[-1], spec.total_stride)
         self.pool = spec.pool
@@ -136,7 +136,7 @@ class Stem(CNNBlockBase):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H / stride, W / stride).
 
-        Sizes are rounded up, but for an even kernel, which needs even sizes.
+        Sizes are rounded up; an even kernel needs even sizes.
         """
         for layer in self.children():
             valid = subsample_mask(valid, layer.stride[0])
@@ -145,34 +145,34 @@ class Stem(CNNBlockBase):
             return x
         if valid is None:
             return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        # Beyond the border, pooling sees -inf.
+        # Max pooling pads with -inf: do the same on the padding of the batch.
         x = F.max_pool2d(x.masked_fill(valid.eq(0), -math.inf), kernel_size=3, stride=2, padding=1)
         return x.masked_fill_(valid[:, :, ::2, ::2].eq(0), 0)
 
 
 class AttentionHost(CNNBlockBase):
-    """A block or a stage that may hold one attention module, in one of several positions."""
+    """Base class of blocks and stages with an optional attention module in one position."""
 
     _position: str | None = None
 
     def host(self, attention: StageAttention | None, channels: Mapping[str, int]) -> None:
-        """Add the attention if its position is one of ``channels``' (position -> channels)."""
+        """Add the attention if its position is a key of ``channels`` (position to channels)."""
         if attention is not None and attention.position in channels:
             self._position = attention.position
             self.attention = attention.build(channels[attention.position])
 
     def attend(self, position: str, x: Tensor, valid: Tensor | None) -> Tensor:
-        """The attention on ``x`` if it is the one of ``position``, else ``x``."""
+        """Apply the attention to ``x`` if it is at ``position``; otherwise return ``x``."""
         return self.attention(x, valid) if position == self._position else x
 
     def freeze(self) -> "CNNBlockBase":
-        """As detectron2's, but attention stays trainable and keeps its norm."""
+        """Freeze everything except the attention, which also keeps its norm."""
         freeze_but_attention(self)
         return self
 
 
 class BottleneckBlock(AttentionHost):
-    """1x1, 3x3, 1x1 without activation, shortcut, activation."""
+    """Residual block: 1x1, 3x3, 1x1 without activation, shortcut, activation."""
 
     def __init__(
         self,
@@ -186,11 +186,12 @@ class BottleneckBlock(AttentionHost):
         """Build the block.
 
         Args:
-            channels: of input and output.
-            hidden_channels: of the 3x3 convolution.
-            conv: makes convolutions.
-            groups: of the 3x3 convolution.
-            attention: "block_mid" is behind the 3x3, "block_out" before the shortcut is added.
+            channels: number of input and output channels.
+            hidden_channels: number of channels of the 3x3 convolution.
+            conv: factory of the convolutions.
+            groups: number of groups of the 3x3 convolution.
+            attention: attention of the stage, used here at "block_mid" (after the 3x3) or
+                "block_out" (before the shortcut is added).
         """
         super().__init__(channels, channels, 1)
         self.conv1 = conv(channels, hidden_channels)
@@ -208,7 +209,7 @@ class BottleneckBlock(AttentionHost):
 
 
 class DarkBlock(AttentionHost):
-    """1x1, 3x3, shortcut; nothing behind it."""
+    """Residual block of DarkNet: 1x1, 3x3, shortcut, without an activation at the end."""
 
     def __init__(
         self,
@@ -222,12 +223,12 @@ class DarkBlock(AttentionHost):
         """Build the block.
 
         Args:
-            channels: of input and output.
-            hidden_channels: of the 1x1 convolution.
-            conv: makes convolutions.
-            groups: of the 3x3 convolution.
-            attention: "block_mid" is between the two, "block_out" before the shortcut is added,
-                behind the activation.
+            channels: number of input and output channels.
+            hidden_channels: number of output channels of the 1x1 convolution.
+            conv: factory of the convolutions.
+            groups: number of groups of the 3x3 convolution.
+            attention: attention of the stage, used here at "block_mid" (between the two
+                convolutions) or "block_out" (after the activation, before the shortcut is added).
         """
         super().__init__(channels, channels, 1)
         self.conv1 = conv(channels, hidden_channels)

@@ -1,11 +1,11 @@
 """Stages of CSPNet (Wang et al. 2020, arXiv 1911.11929, section 3.2).
 
-A cross stage widens its input by one 1x1 convolution and splits the result: one half crosses the
-stage untouched, the other runs through the blocks; a transition fuses both again. The authors'
-networks have two 1x1 convolutions in parallel instead of one that is split: the same map, since
-the norm works channel by channel.
+A cross stage widens its input by a 1x1 convolution and splits the result into two halves. One half
+crosses the stage unchanged, the other runs through the blocks, and a transition fuses both. The
+authors' networks have two parallel 1x1 convolutions instead of one that is split. Both compute the
+same function, because the norm works channel by channel.
 
-``valid`` is as in :mod:`.csp_blocks`.
+The mask ``valid`` is explained in :mod:`.cspnet_blocks`.
 """
 
 import torch
@@ -22,7 +22,7 @@ _BLOCKS = {"bottleneck": BottleneckBlock, "dark": DarkBlock}
 
 
 class _Stage(AttentionHost):
-    """What all stages share: the strided convolution at the start, and a row of blocks."""
+    """Base class of the stages: a strided convolution at the start, and a row of blocks."""
 
     def __init__(self, in_channels: int, spec: StageSpec, *, conv: ConvFactory) -> None:
         super().__init__(in_channels, spec.channels, spec.stride)
@@ -60,8 +60,8 @@ class _Stage(AttentionHost):
 class CrossStage(_Stage):
     """A cross stage partial stage.
 
-    Kind "cross" has a transition on the block path and one behind the concatenation [cross, block]
-    (figure 3b of the paper); kind "cross3" only the latter, on [block, cross].
+    Kind "cross" has a transition on the block path and one after the concatenation [cross, block]
+    (figure 3b of the paper). Kind "cross3" has only the second one, after [block, cross].
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class CrossStage(_Stage):
         """Build the stage.
 
         Args:
-            in_channels: of the stage before.
-            spec: what to build.
-            conv: makes convolutions.
-            attention: in the blocks, or here: "branch" is at the end of the block path, "concat"
-                on both paths, "stage_out" behind everything.
+            in_channels: number of input channels.
+            spec: description of the stage.
+            conv: factory of the convolutions.
+            attention: attention of the stage, in its blocks or here: "branch" is at the end of the
+                block path, "concat" on both paths together, "stage_out" on the output.
         """
         super().__init__(in_channels, spec, conv=conv)
         half = spec.block_channels
@@ -118,10 +118,10 @@ class PlainStage(_Stage):
         """Build the stage.
 
         Args:
-            in_channels: of the stage before.
-            spec: what to build.
-            conv: makes convolutions.
-            attention: in the blocks, or "stage_out" here.
+            in_channels: number of input channels.
+            spec: description of the stage.
+            conv: factory of the convolutions.
+            attention: attention of the stage, in its blocks or here at "stage_out".
         """
         super().__init__(in_channels, spec, conv=conv)
         self._add_blocks(spec, conv, attention)
@@ -141,6 +141,6 @@ def build_stage(
     conv: ConvFactory,
     attention: StageAttention | None = None,
 ) -> CrossStage | PlainStage:
-    """The stage that ``spec`` describes."""
+    """Build the stage that ``spec`` describes."""
     stage_class = PlainStage if spec.kind == "plain" else CrossStage
     return stage_class(in_channels, spec, conv=conv, attention=attention)

@@ -1,7 +1,7 @@
-"""From a bottom-up network to a detector's backbone: FPN and RetinaNet's pyramid, by config.
+"""FPN and RetinaNet's pyramid on top of any backbone, built from the config.
 
-Shared by all backbones of this package. detectron2's own builders are tied to its ResNet (and to
-"res5"); these read channels and strides from ``output_shape()``.
+detectron2's builders work only with its ResNet and a feature "res5". These read the channels and
+strides from ``output_shape()``.
 """
 
 import math
@@ -18,18 +18,18 @@ __all__ = ["AttentionFPN", "build_fpn"]
 
 
 class AttentionFPN(FPN):
-    """FPN with an attention module on each of its outputs, P6 and P7 included.
+    """FPN with an attention module on each output, including P6 and P7.
 
-    The convolutions of the pyramid see the features without attention, so that each module scales
-    only what the heads read.
+    The attention is applied after the whole pyramid is computed, so that it changes only the
+    features that the heads read.
     """
 
     def __init__(self, *, attention: AttentionPlan, **fpn_options: object) -> None:
         """Build the pyramid.
 
         Args:
-            attention: which attention; its position and stages do not matter here.
-            fpn_options: as :class:`detectron2.modeling.FPN`.
+            attention: settings of the attention; its position and stages are not used here.
+            fpn_options: arguments of :class:`detectron2.modeling.FPN`.
         """
         super().__init__(**fpn_options)
         self._ignore_padding = attention.ignore_padding
@@ -38,7 +38,7 @@ class AttentionFPN(FPN):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Pyramid features of the images ``x`` (N, C, H, W), by name ("p2", ...)."""
+        """Return the pyramid features of the images ``x`` (N, C, H, W) by name ("p2", ...)."""
         features = super().forward(x)
         if not self._ignore_padding:
             return {name: self.attention[name](feature) for name, feature in features.items()}
@@ -51,11 +51,11 @@ class AttentionFPN(FPN):
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, retinanet: bool = False) -> FPN:
-    """Put an FPN as ``MODEL.FPN`` says on top of ``bottom_up``.
+    """Put the FPN of ``MODEL.FPN`` on top of a backbone.
 
     Args:
-        cfg: a config with the keys of d2_plugins; ``MODEL.ATTENTION.ON_FPN`` is respected.
-        bottom_up: any backbone.
+        cfg: config with the keys of d2_plugins; ``MODEL.ATTENTION.ON_FPN`` adds attention.
+        bottom_up: the backbone.
         retinanet: extend the pyramid by two strided convolutions on the last input feature
             (RetinaNet's P6 and P7) instead of by max pooling (FPN's P6).
 
@@ -67,8 +67,8 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, retinanet: bool = False) -> 
     unknown = [name for name in node.IN_FEATURES if name not in shapes]
     if unknown or not node.IN_FEATURES:
         raise ValueError(
-            f"MODEL.FPN.IN_FEATURES = {node.IN_FEATURES}: the backbone returns "
-            f"{', '.join(shapes)}; choose from these (or ask the backbone for more features)."
+            f"MODEL.FPN.IN_FEATURES is {node.IN_FEATURES}; allowed: one or more of the features "
+            f"that the backbone returns, {', '.join(shapes)}"
         )
     last = node.IN_FEATURES[-1]
     if retinanet:

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves BatchNorm's running statistics alone."""
+"""Activation checkpointing that updates BatchNorm's running statistics only once."""
 
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -11,10 +11,10 @@ __all__ = ["run_checkpointed"]
 
 
 def run_checkpointed(module: nn.Module, *args: Tensor | None) -> Tensor:
-    """``module(*args)``, storing its inputs only and computing the rest again for the gradient.
+    """Call ``module(*args)``, and recompute its activations in the backward pass.
 
-    Outputs, gradients and running statistics are those of the plain call. ``module`` must draw no
-    random numbers.
+    Outputs, gradients and running statistics equal those of the plain call. The module must not
+    draw random numbers.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -26,10 +26,10 @@ def run_checkpointed(module: nn.Module, *args: Tensor | None) -> Tensor:
 
 
 class _RunningStatsHeld(AbstractContextManager):
-    """Within it, BatchNorm normalises as before but its running statistics stay.
+    """Context in which BatchNorm normalises as usual but keeps its running statistics.
 
-    Without it the second forward pass would count every batch twice. The statistics are still
-    handed to the operator, which must save the same tensors in both passes.
+    Otherwise the second forward pass would count every batch twice. The statistics are still
+    passed to the operator, because it must save the same tensors in both passes.
     """
 
     def __init__(self, module: nn.Module) -> None:

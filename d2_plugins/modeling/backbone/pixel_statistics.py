@@ -1,7 +1,7 @@
-"""Whether a detector shows its backbone the images that its weights were trained on.
+"""Check of a config's pixel format, mean and std against those that the weights expect.
 
-detectron2's defaults (BGR, mean of BGR, no division) fit the weights of MSRA only. With others the
-loss of accuracy is silent.
+detectron2's defaults (BGR, BGR means, std 1) fit only MSRA's weights. With other weights they cost
+accuracy, and nothing else shows it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 __all__ = ["IMAGENET_STATISTICS", "PixelStatistics"]
 
-# In units of the 0..255 scale: 127 and 127.5 are the same, 127.5 and 123.7 are not.
+# On the 0..255 scale: 127 and 127.5 count as equal, 127.5 and 123.7 do not.
 _TOLERANCE = 1.0
 
 
@@ -23,15 +23,15 @@ class PixelStatistics:
     def mismatch(
         self, mean: Sequence[float], std: Sequence[float], image_format: str | None = None
     ) -> str | None:
-        """What is wrong with a config, and what to set instead.
+        """Compare the pixel settings of a config with these statistics.
 
         Args:
             mean: ``MODEL.PIXEL_MEAN``, on the 0..255 scale.
-            std: ``MODEL.PIXEL_STD``.
-            image_format: ``INPUT.FORMAT``; None leaves it unchecked.
+            std: ``MODEL.PIXEL_STD``, on the 0..255 scale.
+            image_format: ``INPUT.FORMAT``; None to skip its check.
 
         Returns:
-            A sentence, or None if all is well.
+            A sentence with the settings to use instead, or None if they agree.
         """
         expected_mean = [round(255 * value, 3) for value in self.mean]
         expected_std = [round(255 * value, 3) for value in self.std]
@@ -56,4 +56,4 @@ def _close(values: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 IMAGENET_STATISTICS = PixelStatistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""Those of torchvision's weights, and of most of timm's."""
+"""Statistics of torchvision's ImageNet weights, and of most of timm's."""

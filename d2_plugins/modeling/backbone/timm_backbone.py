@@ -1,12 +1,12 @@
 """Any timm model as a detectron2 backbone.
 
-Channels and strides come from timm's ``feature_info``, never from positions: index 0 is often a
-stem, and some models begin at stride 1 or 4. Features are named after their stride, "res2".."res5"
-at 4..32 ("res1" at 2), so detectron2's configs work unchanged.
+Channels and strides come from timm's ``feature_info`` and not from the position of a feature: index
+0 is often a stem, and some models begin at stride 1 or 4. Features are named after their stride,
+"res2".."res5" at 4..32 ("res1" at 2), so that detectron2's configs work unchanged.
 
-timm fuses norm and activation in many models (``BatchNormAct2d``). detectron2's and torch's norm
-converters would delete those activations without a word; timm's own ones keep them, and only these
-are used here.
+Many timm models fuse norm and activation (``BatchNormAct2d``). The norm converters of detectron2
+and torch would silently delete these activations. timm's converters keep them, so only these are
+used here.
 
 Shapes: N images, C channels, Hi, Wi of the images, H, W of a feature map.
 """
@@ -38,7 +38,7 @@ _NORMS = ("FrozenBN", "BN", "SyncBN")
 
 
 class TimmBackbone(Backbone):
-    """Features of a timm model."""
+    """A timm model with ``features_only``."""
 
     @configurable
     def __init__(
@@ -56,19 +56,19 @@ class TimmBackbone(Backbone):
         """Build the model, load its weights, then convert its norms and freeze.
 
         Args:
-            name: of a timm model that has features, with or without the tag of its weights.
-            pretrained: download timm's weights (or take them from the cache).
-            checkpoint: a local file of timm's weights (``.pth``, ``.safetensors``), instead.
-            out_indices: timm's feature indices; empty takes those at strides 4, 8, 16 and 32.
-            in_channels: of the images.
+            name: name of a timm model that has features, with or without the tag of its weights.
+            pretrained: load timm's weights, from the cache or by download.
+            checkpoint: local file of timm's weights (``.pth``, ``.safetensors``) to load instead.
+            out_indices: timm's feature indices; empty for those at strides 4, 8, 16 and 32.
+            in_channels: number of channels of the images.
             norm: "BN" leaves the model's norms as they are; "FrozenBN" and "SyncBN" convert its
-                BatchNorms. Other norms (LayerNorm, ...) always stay.
-            freeze_at: 1 freezes what comes before stride 4 (the stem), 2 what leads to the feature
-                at stride 4, 3 to that at stride 8, and so on.
+                BatchNorms. Other norms (LayerNorm, ...) are never converted.
+            freeze_at: 0 freezes nothing, 1 the layers before stride 4 (the stem), 2 those up to
+                the feature at stride 4, 3 those up to the feature at stride 8, and so on.
             gradient_checkpointing: recompute activations in the backward pass.
 
         Raises:
-            ValueError: an option is impossible, or ``checkpoint`` does not fill the model.
+            ValueError: an option is not allowed, or ``checkpoint`` does not fill the model.
             OSError: the weights cannot be downloaded.
         """
         super().__init__()
@@ -92,17 +92,17 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``.
+        """Read ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``.
 
-        Where ``MODEL.WEIGHTS`` is set, the weights come from there, and none are loaded here.
+        If ``MODEL.WEIGHTS`` is set, the weights come from there, and none are loaded here.
         """
         node = cfg.MODEL.TIMM
         attention = cfg.MODEL.ATTENTION
         if attention.NAME and not attention.ON_FPN:
             raise ValueError(
-                f"MODEL.ATTENTION.NAME is '{attention.NAME}', which a timm model has no place for: "
-                "allowed are '' or MODEL.ATTENTION.ON_FPN True. Some timm models have attention of "
-                "their own (ecaresnet50t, seresnet50, ...)"
+                f"MODEL.ATTENTION.NAME is '{attention.NAME}'; allowed in a timm backbone: '', or "
+                "any name with MODEL.ATTENTION.ON_FPN True. Some timm models have built-in "
+                "attention (ecaresnet50t, seresnet50, ...)"
             )
         from_here = not cfg.MODEL.WEIGHTS
         arguments = {
@@ -119,10 +119,13 @@ class TimmBackbone(Backbone):
         return arguments
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Features (N, C, H, W) by name.
+        """Compute the features.
 
         Args:
-            x: (N, 3, Hi, Wi), normalised.
+            x: images (N, 3, Hi, Wi), normalised.
+
+        Returns:
+            Features (N, C, H, W) by name.
         """
         features = self.features(x)
         if self._channels_last:
@@ -132,10 +135,10 @@ class TimmBackbone(Backbone):
     def convert_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the entries of a whole timm model to those of this backbone.
 
-        ``features_only`` models have ``stages_0.`` where the whole one has ``stages.0.``.
+        For example, ``stages.0.`` in the whole model is ``stages_0.`` with ``features_only``.
 
         Args:
-            state: state dict of the model of the same name. Entries with no place here, such as
+            state: state dict of the whole model. Entries that the backbone does not have, such as
                 the classifier's, keep their names.
         """
         renamed = {
@@ -158,9 +161,9 @@ class TimmBackbone(Backbone):
         ]
         if wrong:
             raise ValueError(
-                f"MODEL.TIMM.CHECKPOINT '{checkpoint}' lacks {len(wrong)} of the {len(ours)} "
-                f"entries of the model, or has them in another shape, such as {wrong[0]}: it is of "
-                "another model"
+                f"MODEL.TIMM.CHECKPOINT is '{checkpoint}', which is of another model: "
+                f"{len(wrong)} of the {len(ours)} entries are missing or have another shape, such "
+                f"as {wrong[0]}"
             )
         self.load_state_dict({k: v for k, v in state.items() if k in ours}, strict=False)
         unused = sorted(set(state) - set(ours))
@@ -182,7 +185,7 @@ class TimmBackbone(Backbone):
     def _freeze(self, freeze_at: int) -> None:
         """Freeze parameters and BatchNorms of all modules up to a feature, in order of definition.
 
-        timm requires that order to be the order of execution.
+        In timm's ``features_only`` models this is also the order of execution.
         """
         from timm.layers import freeze_batch_norm_2d
 
@@ -200,12 +203,12 @@ class TimmBackbone(Backbone):
             self.features.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
             raise ValueError(
-                f"MODEL.TIMM.GRADIENT_CHECKPOINTING is True; '{name}' allows only False"
+                f"MODEL.TIMM.GRADIENT_CHECKPOINTING is True; allowed for '{name}': False"
             ) from error
 
 
 def _warn_about_inputs(cfg: CfgNode, arguments: Mapping[str, Any]) -> None:
-    """Warn of frozen random norms, and of pixels that timm's weights do not expect."""
+    """Warn about frozen random weights, and about pixels that timm's weights do not expect."""
     import timm
 
     from_timm = arguments["pretrained"] or arguments["checkpoint"]
@@ -227,17 +230,17 @@ def _warn_about_inputs(cfg: CfgNode, arguments: Mapping[str, Any]) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """The timm model of ``MODEL.TIMM``."""
+    """Build the timm model of ``MODEL.TIMM``."""
     return TimmBackbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A timm model with an FPN, as ``MODEL.FPN`` says; P6 is pooled from P5."""
+    """Build a timm model with the FPN of ``MODEL.FPN``; P6 is pooled from P5."""
     return build_fpn(cfg, TimmBackbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A timm model with RetinaNet's pyramid: an FPN, and P6 and P7 from the last feature."""
+    """Build a timm model with RetinaNet's pyramid: FPN, with P6 and P7 from the last feature."""
     return build_fpn(cfg, TimmBackbone(cfg, input_shape), retinanet=True)

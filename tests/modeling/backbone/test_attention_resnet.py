@@ -98,7 +98,7 @@ def test_without_attention_it_is_detectron2s_resnet_bit_for_bit(depth: int) -> N
     ours, stock = build_backbone(cfg).eval(), build_resnet_backbone(cfg, RGB).eval()
     assert list(ours.state_dict()) == list(stock.state_dict())
     ours.load_state_dict(stock.state_dict())
-    # The same through our own class: its blocks add nothing where a stage has no attention.
+    # The same with our own class: in a stage without attention its blocks are detectron2's.
     plain = AttentionResNet(
         attention=AttentionPlan(ignore_padding=False),
         depth=depth,
@@ -182,7 +182,7 @@ def test_features_do_not_depend_on_the_padding(name: str, depth: int, stride_in_
             scale = feature.abs().max()
             got = padded[key][index : index + 1, :, :height, :width]
             assert (got - feature).abs().max() <= 1e-5 * scale
-            # Without padding, the option changes nothing at all but rounding.
+            # Without padding, the option changes only the rounding.
             torch.testing.assert_close(naive(image[None])[key], feature, rtol=1e-4, atol=1e-5)
             leak = padded_naively[key][index : index + 1, :, :height, :width] - feature
             leaks.append(leak.abs().max() / scale)
@@ -194,7 +194,7 @@ def test_gradients_ignore_the_padding_too() -> None:
     image = torch.randn(1, 3, 64, 32)
     padded = nn.functional.pad(image, (0, 32, 0, 64))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    # CBAM's own BatchNorm has batch statistics in training mode, which do count the padding.
+    # In training mode the batch statistics of CBAM's own BatchNorm count the padding.
     model.eval()
     alone = torch.autograd.grad(model(image)["res5"].square().sum(), parameters)
     cropped = model(padded)["res5"][:, :, :2, :1]
@@ -311,7 +311,7 @@ def test_mixed_precision_and_empty_batches(name: str) -> None:
 
 @torch.no_grad()
 def test_tracing_keeps_the_mask_dynamic() -> None:
-    """A traced model must read the padding of its input, not remember that of the example."""
+    """A traced model reads the padding of its input and does not store the example's."""
     model = randomise_norms(AttentionResNet(attention=CBAM_PLAN, depth=18)).eval()
     image = torch.randn(1, 3, 64, 64)
     traced = torch.jit.trace(model, torch.randn(1, 3, 96, 96), strict=False)

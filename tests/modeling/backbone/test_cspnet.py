@@ -1,4 +1,4 @@
-"""CSPNet: published sizes, equality with timm, norms, freezing, multipliers, refusals."""
+"""CSPNet: published sizes, equality with timm, norms, freezing, multipliers, errors."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_multiply_adds_are_the_published_ones(arch: str) -> None:
 
 
 def timm_taps(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """Output of the stem (pooling included), of every stage and of the classifier."""
+    """Return the outputs of the stem (with pooling), of every stage and of the classifier."""
     taps = [model.stem(image)]
     for stage in model.stages:
         taps.append(stage(taps[-1]))
@@ -133,7 +133,7 @@ def test_shapes(arch: str, norm: str) -> None:
             name: (shape.channels, height // shape.stride, width // shape.stride)
             for name, shape in shapes.items()
         }
-    # Sizes that are no multiple of anything are rounded up.
+    # Sizes that are not a multiple of the stride are rounded up.
     if "focus" not in arch:
         with torch.no_grad():
             sizes = [f.shape[2:] for f in model(torch.randn(1, 3, 125, 83)).values()]
@@ -167,7 +167,7 @@ def test_initial_weights() -> None:
                 assert torch.all(module.norm.weight == (0 if residual else 1))
         assert model.linear.weight.std().item() == pytest.approx(0.01, rel=0.1)
         assert not model.linear.bias.any()
-    # What cannot be trained must not be zero.
+    # A frozen norm must not start at zero, because it cannot be trained.
     frozen = CSPNet(arch="cspresnet50", norm="FrozenBN", **SMALL)
     assert all(m.weight.all() for m in frozen.modules() if isinstance(m, FrozenBatchNorm2d))
 
@@ -179,7 +179,7 @@ def test_multipliers() -> None:
     assert [spec.depth for spec in small.stages] == [2, 2, 3, 1]
     assert scale_arch(ARCHS["cspresnext50"], width=0.001, depth=0.01).stages[0].channels == 8
     assert scale_arch(ARCHS["cspdarknet53"]) == ARCHS["cspdarknet53"]
-    # Groups shrink until they divide: 40 channels in the blocks of res2, 76, 152 and 308 behind.
+    # Groups are reduced to a divisor of the channels: 40 in the blocks of res2, then 76, 152, 308.
     model = on_meta(CSPNet, arch="cspresnext50", width_multiplier=0.3, norm="GN")
     groups = [getattr(model, name).blocks[0].conv2.groups for name in RES]
     assert groups == [8, 4, 8, 4]
@@ -199,7 +199,7 @@ def test_leaky_slope_reaches_every_activation() -> None:
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
-    """Outputs, gradients and running statistics are the same; far less is kept for the gradient."""
+    """Outputs, gradients and running statistics stay the same; far less memory is used."""
     torch.manual_seed(1)
     options = {"arch": "cs3darknet_s", "out_features": RES, "width_multiplier": 0.5}
     options |= {"freeze_at": 1, "attention": AttentionPlan(name="cbam", reduction=8)}
@@ -286,14 +286,14 @@ def test_config_builds_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("CSPNET.ARCH", "cspresnet5O", "MODEL.CSPNET.ARCH = 'cspresnet5O'.*mean cspresnet50"),
-        ("CSPNET.NORM", "bn", "MODEL.CSPNET.NORM = 'bn'.*FrozenBN, BN, SyncBN, GN"),
-        ("CSPNET.WIDTH_MULTIPLIER", 0.0, "MODEL.CSPNET.WIDTH_MULTIPLIER = 0.0"),
-        ("CSPNET.DEPTH_MULTIPLIER", -1.0, "MODEL.CSPNET.DEPTH_MULTIPLIER = -1.0"),
-        ("CSPNET.LEAKY_SLOPE", -0.1, "MODEL.CSPNET.LEAKY_SLOPE = -0.1"),
+        ("CSPNET.ARCH", "cspresnet5O", "MODEL.CSPNET.ARCH is 'cspresnet5O'; nearest: cspresnet50,"),
+        ("CSPNET.NORM", "bn", "MODEL.CSPNET.NORM is 'bn'; allowed: FrozenBN, BN, SyncBN, GN"),
+        ("CSPNET.WIDTH_MULTIPLIER", 0.0, "MODEL.CSPNET.WIDTH_MULTIPLIER is 0.0"),
+        ("CSPNET.DEPTH_MULTIPLIER", -1.0, "MODEL.CSPNET.DEPTH_MULTIPLIER is -1.0"),
+        ("CSPNET.LEAKY_SLOPE", -0.1, "MODEL.CSPNET.LEAKY_SLOPE is -0.1"),
         ("CSPNET.OUT_FEATURES", ["res1"], "MODEL.CSPNET.OUT_FEATURES.*stem, res2, res3"),
         ("CSPNET.OUT_FEATURES", [], "MODEL.CSPNET.OUT_FEATURES"),
-        ("BACKBONE.FREEZE_AT", 6, "MODEL.BACKBONE.FREEZE_AT = 6"),
+        ("BACKBONE.FREEZE_AT", 6, "MODEL.BACKBONE.FREEZE_AT is 6; allowed: 0 to 5"),
     ],
 )
 def test_config_errors_name_the_key(key: str, value: object, message: str) -> None:

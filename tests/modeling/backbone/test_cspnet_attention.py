@@ -1,4 +1,4 @@
-"""Attention in CSPNet: what each position adds, timm's equal, padding, freezing, refusals."""
+"""Attention in CSPNet: parameters by position, equality with timm, padding, freezing, errors."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ TIMM_ECA = {
 def plan(
     name: str, position: str = "block_out", arch: str = "", **options: object
 ) -> AttentionPlan:
-    """Attention in every stage, res1 included where there is one."""
+    """Return attention in every stage, including res1 if there is one."""
     stages = (True,) * (5 if arch in ("cspdarknet53", "darknet53") else 4)
     return AttentionPlan(name=name, position=position, stages=stages, **options)
 
@@ -109,10 +109,10 @@ def test_stages_and_kernel_sizes() -> None:
         ("cs3darknet_focus_s", (78, 90)),
     ],
 )
-def test_an_image_gives_the_same_whatever_it_is_padded_to(
+def test_features_of_an_image_do_not_depend_on_its_padding(
     arch: str, size: tuple[int, int], position: str
 ) -> None:
-    """Exact on every valid cell, border included; pooling over the padding is far from it."""
+    """Valid cells are equal up to the border; pooling over the padding changes them clearly."""
     options = {"arch": arch, "out_features": ("stem", *RES), "width_multiplier": 0.5}
     errors = []
     height, width = size
@@ -154,7 +154,7 @@ def test_darknet_stages_ignore_padding_too() -> None:
 @pytest.mark.parametrize("arch", ["cspresnext50", "cspdarknet53", "cs3darknet_s"])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_new_attention_is_never_frozen(arch: str, position: str) -> None:
-    """With everything frozen and frozen norms all over, every attention parameter still learns."""
+    """Every attention parameter still learns when all layers and norms are frozen."""
     model = CSPNet(
         arch=arch,
         norm="FrozenBN",
@@ -186,11 +186,15 @@ def test_new_attention_is_never_frozen(arch: str, position: str) -> None:
     ("arch", "keys", "message"),
     [
         ("cspresnet50", {"NAME": "ecca"}, "MODEL.ATTENTION .NAME 'ecca'.*eca, cbam, se"),
-        ("cspresnet50", {"POSITION": "inside"}, "POSITION = 'inside'.*block_mid.*stage_out"),
-        ("darknet53", {"POSITION": "concat"}, "POSITION = 'concat'.*block_out, stage_out"),
+        ("cspresnet50", {"POSITION": "inside"}, "POSITION is 'inside'.*block_mid.*stage_out"),
+        ("darknet53", {"POSITION": "concat"}, "POSITION is 'concat'.*block_out, stage_out"),
         ("cspresnet50", {"STAGES": [True] * 5}, "STAGES.*5 entries.*4 .res2..res5"),
         ("cspdarknet53", {"STAGES": [True] * 3}, "STAGES.*3 entries.*5 .res1..res5"),
-        ("cspresnet50", {"KERNEL_SIZES": [3, 5]}, "KERNEL_SIZES = .3, 5. has 2 entries"),
+        (
+            "cspresnet50",
+            {"KERNEL_SIZES": [3, 5]},
+            "is .3, 5., 2 entries; allowed: none, or 4",
+        ),
         ("cspresnet50", {"KERNEL_SIZES": [3, 4, 5, 5]}, "KERNEL_SIZES .3, 4, 5, 5.*must be odd"),
         ("cspresnet50", {"NAME": "cbam", "REDUCTION": 4096}, "REDUCTION 4096.* at most"),
     ],

@@ -49,7 +49,7 @@ def test_retinanet_levels_come_from_the_last_feature(arch: str, channels: int) -
 
 
 def test_pyramid_may_end_early() -> None:
-    """P-levels are named after their stride, whichever features go in."""
+    """Pyramid levels are named after their stride, for any choice of input features."""
     cfg = config("cspresnext50", width=0.25)
     cfg.MODEL.CSPNET.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
     fpn = build_backbone(cfg).eval()
@@ -60,7 +60,7 @@ def test_pyramid_may_end_early() -> None:
 
 
 def test_attention_on_the_pyramid() -> None:
-    """Each output is scaled; the pyramid beneath, and every key of it, stays."""
+    """Each output is scaled; the pyramid itself and its keys do not change."""
     image = torch.randn(2, 3, 64, 96)
     cfg = config("cspresnext50", retinanet=True, width=0.25)
     plain = randomise_norms(build_backbone(cfg)).eval()
@@ -82,7 +82,7 @@ def test_attention_on_the_pyramid() -> None:
 
 @pytest.mark.parametrize("ignore", [True, False])
 def test_attention_on_the_pyramid_leaves_padding_out(ignore: bool) -> None:
-    """Of the gate itself: what comes from the pyramid below depends on padding at its border."""
+    """Compare the gates only: the pyramid's own features depend on the padding at the border."""
     cfg = config("cs3darknet_s", width=0.5)
     cfg.MODEL.ATTENTION.NAME = "eca"
     cfg.MODEL.ATTENTION.STAGES = [False] * 4
@@ -106,13 +106,13 @@ def test_unknown_input_feature() -> None:
     cfg.MODEL.CSPNET.OUT_FEATURES = ["res4", "res5"]
     with (
         torch.device("meta"),
-        pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES.*returns res4, res5"),
+        pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES is .*returns, res4, res5"),
     ):
         build_backbone(cfg)
 
 
 def test_a_detector_trains_and_predicts() -> None:
-    """Every parameter gets a gradient; features of the pyramid fit detectron2's heads."""
+    """Every parameter gets a gradient, and the features fit detectron2's heads."""
     cfg = config("cspresnext50", width=0.25)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0

@@ -16,8 +16,8 @@ from d2_plugins.modeling.backbone import TimmBackbone
 from tests.support.helpers import randomise_norms, shared_path
 
 LITE0 = "tf_efficientnet_lite0"
-# One of each wrapper: flattened list, list without stem, five of stride 1 to 32, own feature class,
-# channels last, hooks, whole model.
+# One model of each kind of features_only wrapper: flattened list, list without stem, five features
+# of stride 1 to 32, own feature class, channels last, hooks, whole model.
 MODELS = (
     "resnet18",
     "convnext_atto",
@@ -47,7 +47,7 @@ def _image(size: tuple[int, int] = (224, 224)) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_features_are_timms(name: str, tmp_path: object) -> None:
-    """A file of the whole model fills the backbone, and the features are the whole model's."""
+    """The weights of the whole model fill the backbone, and the features are equal."""
     whole = randomise_norms(timm.create_model(name)).eval()
     checkpoint = f"{tmp_path}/whole.safetensors"
     save_file(whole.state_dict(), checkpoint)
@@ -187,13 +187,16 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"NAME": "cspresnest50"}, r"MODEL.TIMM.NAME is 'cspresnest50'.*nearest: .*cspresnet50"),
+        (
+            {"NAME": "cspresnest50"},
+            r"TIMM.NAME is 'cspresnest50'; nearest in timm .*cspresnet50",
+        ),
         ({"NAME": "sequencer2d_s"}, r"OUT_INDICES is empty, but 'sequencer2d_s'.*\{0: 7, 1: 14"),
         ({"NORM": "GN"}, "MODEL.TIMM.NORM is 'GN'; allowed: FrozenBN, BN, SyncBN"),
         ({"OUT_INDICES": [1, 7]}, r"MODEL.TIMM.OUT_INDICES is \[1, 7\]; .*\{0: 2, 1: 4"),
         (
             {"NAME": "vit_tiny_patch16_224", "OUT_INDICES": [3, 7]},
-            r"OUT_INDICES choose strides \[16, 16\].*allowed are different powers of two",
+            r"OUT_INDICES select the strides \[16, 16\].*allowed: different powers of two",
         ),
         ({"NAME": "sequencer2d_s", "OUT_INDICES": [1]}, r"strides \[14\].*powers of two"),
     ],
@@ -236,7 +239,7 @@ def test_pyramids(builder: str, names: list[str]) -> None:
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: object) -> None:
     path = f"{tmp_path}/resnet34.pth"
     torch.save(timm.create_model("resnet26").state_dict(), path)
-    with pytest.raises(ValueError, match=rf"MODEL.TIMM.CHECKPOINT '{path}' lacks"):
+    with pytest.raises(ValueError, match=rf"MODEL.TIMM.CHECKPOINT is '{path}'.*another model"):
         build_backbone(_cfg(CHECKPOINT=path))
 
 
@@ -280,7 +283,7 @@ class TestEfficientNetLite0:
 
     @torch.no_grad()
     def test_wrong_pixels_give_other_features(self, model: TimmBackbone) -> None:
-        """The control: each common mistake moves the last feature far more than rounding does."""
+        """Negative control: common mistakes change the last feature far more than rounding."""
         ramp = torch.linspace(0, 255, 160)
         rgb = torch.stack(
             [ramp.expand(160, 160), ramp[:, None].expand(160, 160), ramp.flip(0).expand(160, 160)]
