@@ -1,7 +1,7 @@
-"""Data sets by name, your own data, and what makes both fit for training.
+"""Datasets by name, your own data, the training loader and the pre-flight check.
 
-Importing this registers ``shapes_{train,val}``, ``penn_fudan_{train,val}`` and
-``voc_{2007,2012}_*_coco`` in detectron2's catalogs; a name that is taken is left as it is.
+Importing this package registers ``shapes_{train,val}``, ``penn_fudan_{train,val}`` and
+``voc_{2007,2012}_*_coco`` in detectron2's catalogs; names that are already taken stay unchanged.
 """
 
 from .custom import CocoSummary, CustomData, register_coco_json, register_custom

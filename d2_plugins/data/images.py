@@ -1,8 +1,8 @@
-"""Reading images as detectron2 does, and those that it reads wrongly or not at all.
+"""Image reading as in detectron2, extended to images that it reads wrongly or not at all.
 
-detectron2 turns an image upright by its EXIF tag and converts it to three channels. Three kinds
-need more: 16-bit images, whose values Pillow would cut off at 255; turned TIFFs, which Pillow and
-detectron2 would both turn; and turned images whose annotations were made without the turn.
+detectron2 rotates an image upright by its EXIF tag and converts it to three channels. Three kinds
+need more: 16-bit images, whose values Pillow would clip at 255; rotated TIFFs, which Pillow and
+detectron2 would both rotate; and rotated images whose annotations ignore the rotation.
 """
 
 import io
@@ -29,13 +29,13 @@ _STORED = "d2_plugins-stored://"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
-    """What an image file says of itself.
+    """Size, mode and orientation from the header of an image file.
 
     Attributes:
-        size: width and height as Pillow decodes it.
-        mode: Pillow's, e.g. "RGB", "L", "P", "RGBA", "I;16".
-        orientation: the turn that EXIF asks for after decoding, 1 to 8; 1 is none.
-        is_plain: detectron2 reads it right.
+        size: width and height as Pillow decodes the image.
+        mode: Pillow's mode, e.g. "RGB", "L", "P", "RGBA", "I;16".
+        orientation: EXIF orientation to apply after decoding, 1 to 8; 1 means upright.
+        is_plain: True if detectron2 reads the image correctly.
     """
 
     size: tuple[int, int]
@@ -45,7 +45,7 @@ class ImageHeader:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height after the turn."""
+        """Width and height of the upright image."""
         return self.size[::-1] if self.orientation >= 5 else self.size
 
 
@@ -53,18 +53,18 @@ def read_header(file_name: str, *, decode: bool = False) -> ImageHeader:
     """Read the header of an image file.
 
     Args:
-        file_name: any path of detectron2's PathManager.
-        decode: read all pixels too, which finds files that are cut off or damaged inside.
+        file_name: local path, or URL of detectron2's PathManager.
+        decode: read all pixels too, which finds truncated and damaged files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Exception: the file is no image or is damaged; Pillow's decoders raise what they please.
+        Exception: the file is not an image or is damaged; Pillow can raise any exception.
     """
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
         orientation = _orientation(image)
         is_plain = not _is_deep(image)
         if image.format == "TIFF" and orientation != 1:
-            # Pillow turns a TIFF while decoding it, and detectron2 would turn it once more.
+            # Pillow rotates a TIFF while decoding it, and detectron2 would rotate it again.
             image.load()
             orientation, is_plain = _orientation(image), False
         if decode:
@@ -75,7 +75,7 @@ def read_header(file_name: str, *, decode: bool = False) -> ImageHeader:
 
 
 def _orientation(image: Image.Image) -> int:
-    # A PNG may have its EXIF after the pixels; asking for it would decode them.
+    # A PNG may have its EXIF data after the pixels; reading it would decode them.
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -83,20 +83,20 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether its one channel has more than 8 bits."""
+    """Return True if the only channel has more than 8 bits."""
     return image.mode.startswith(("I", "F"))
 
 
 def readable_name(file_name: str, size: tuple[int, int] | None = None) -> str:
-    """The name under which detectron2's ``read_image`` reads the right pixels.
+    """Return the name under which detectron2's ``read_image`` reads the right pixels.
 
     Args:
-        file_name: the image file.
-        size: width and height that its annotations refer to, if known.
+        file_name: path of the image file.
+        size: width and height that the annotations refer to, if known.
 
     Returns:
-        ``file_name`` itself for most; with a prefix, behind which an 8-bit image is served, for
-        16-bit images and for those turned by EXIF whose annotations refer to the stored pixels.
+        ``file_name`` itself for most images. 16-bit images, and images rotated by EXIF whose
+        annotations refer to the stored pixels, get a prefix under which an 8-bit image is served.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -109,9 +109,9 @@ def readable_name(file_name: str, size: tuple[int, int] | None = None) -> str:
 
 
 class _PlainImages(PathHandler):
-    """Serves images in 8 bits a channel and without EXIF behind a prefix.
+    """Serves 8-bit images without EXIF data under a prefix.
 
-    detectron2's mapper reads by name only; a path handler is its way to read something else.
+    detectron2's mapper reads by name only, so converted pixels reach it through a path handler.
     """
 
     def _get_supported_prefixes(self) -> list[str]:
@@ -130,7 +130,7 @@ class _PlainImages(PathHandler):
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """The high byte of a 16-bit image, as OpenCV reads it; other images unchanged."""
+    """Return the high byte of a 16-bit image, as OpenCV does; other images unchanged."""
     if not _is_deep(image):
         return image
     values = np.asarray(image)
@@ -148,29 +148,33 @@ PathManager.register_handler(_PlainImages(), allow_override=True)
 def read_photo(
     path: str | Path, image_format: str, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """The pixels of a photograph, upright, in its own size; of 16-bit images the high bytes.
+    """Read a photo, upright and in its own size.
 
     Args:
-        path: the image file.
-        image_format: as ``INPUT.FORMAT``.
-        size: width and height that annotations of it refer to, if there are any.
+        path: path of the image file; of 16-bit images the high bytes are read.
+        image_format: channel order, as in ``INPUT.FORMAT``.
+        size: width and height that its annotations refer to, if it has annotations.
 
     Returns:
-        (H, W, 3).
+        (H, W, 3) array of pixels.
 
     Raises:
-        OSError: it cannot be read as an image; the message names it.
+        OSError: the file cannot be read as an image; the message names it.
     """
     try:
         return read_image(readable_name(str(path), size), format=image_format)
     except FileNotFoundError:
         raise
-    except Exception as error:  # Pillow's decoders raise what they please
+    except Exception as error:  # Pillow's decoders can raise any exception
         raise OSError(f"{path} cannot be read as an image: {error}") from error
 
 
 def load_photo(cfg: CfgNode, path: str | Path) -> tuple[Tensor, np.ndarray]:
-    """A photograph, resized as in testing.
+    """Read a photo and resize it as in testing.
+
+    Args:
+        cfg: config with the ``INPUT`` settings.
+        path: path of the image file.
 
     Returns:
         (3, H, W) in ``INPUT.FORMAT`` for the model, and (H, W, 3) RGB, uint8, to draw on.

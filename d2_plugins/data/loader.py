@@ -1,9 +1,8 @@
-"""A training data loader whose order is a function of seed and iteration alone.
+"""Training data loader whose order depends only on the seed and the iteration.
 
-detectron2's loader draws an endless stream, so a resumed run sees other images in another order,
-and its augmentations depend on the number of worker processes. Here batches are made of indices
-first: a resumed run skips those it has had without reading an image, and every sample is
-augmented with a seed of its own.
+With detectron2's loader a resumed run sees other images in another order, and augmentations
+depend on the number of worker processes. This one first makes batches of indices: a resumed run
+skips past batches without reading images, and every sample is augmented with its own seed.
 """
 
 import contextlib
@@ -30,21 +29,33 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import UsageError
+
 __all__ = ["TrainLoader", "build_train_loader", "sample_seed"]
 
-# A sample of the stream: its index in the data set and its place in the stream of all workers.
+# A sample of the stream: its index in the dataset and its place in the stream of all processes.
 _Sample = tuple[int, int]
+
+# DATALOADER.SAMPLER_TRAIN, and a key that detectron2 reads for it but has no default of.
+_SAMPLERS = {
+    "TrainingSampler": "",
+    "RepeatFactorTrainingSampler": "",
+    "RandomSubsetTrainingSampler": "DATALOADER.RANDOM_SUBSET_RATIO",
+    "WeightedTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
+    "WeightedCategoryTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
+}
 
 
 def sample_seed(*entropy: int) -> int:
-    """A well-mixed 32-bit seed from a few integers."""
+    """Mix a few integers into a 32-bit seed."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 class TrainLoader:
-    """An endless, seekable source of batches.
+    """Endless training loader that can start at any iteration.
 
-    Iterating gives lists of mapped samples. :meth:`seek` sets where the next iterator starts.
+    Iterating yields batches, which are lists of mapped samples. :meth:`seek` sets the iteration
+    at which the next iterator starts.
     """
 
     def __init__(
@@ -58,17 +69,19 @@ class TrainLoader:
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """Args:
-        dataset: detectron2's dataset dicts; with ``width`` and ``height`` if grouped.
-        mapper: maps a dataset dict to what the model takes.
-        make_sampler: from a seed, an endless sampler of this process' share of the indices.
-        batch_size: images per batch of this process.
-        aspect_ratio_grouping: put images wider than high, and the others, in batches of their
-            own, which saves padding.
-        num_workers: loading processes; does not change what is loaded.
-        seed: of the order and of every sample's augmentation; equal in all processes.
+        """Initialize the loader at iteration 0.
+
+        Args:
+            dataset: detectron2's dataset dicts; with ``width`` and ``height`` for grouping.
+            mapper: function from a dataset dict to an input of the model.
+            make_sampler: function from a seed to an endless sampler of this process's indices.
+            batch_size: number of images per batch in this process.
+            aspect_ratio_grouping: make separate batches of landscape and of portrait images,
+                which saves padding.
+            num_workers: number of loading processes; does not change what is loaded.
+            seed: seed of the order and of all augmentations; the same in all processes.
         """
-        # The list itself is not kept: loading processes share detectron2's serialised form.
+        # Do not keep the list: loading processes share detectron2's serialized form of it.
         self._mapped = MapDataset(DatasetFromList(list(dataset), copy=False), mapper)
         self._is_wide = (
             [item["width"] > item["height"] for item in dataset] if aspect_ratio_grouping else None
@@ -80,12 +93,12 @@ class TrainLoader:
         self.start_iter = 0
 
     def seek(self, iteration: int, seed: int) -> None:
-        """Let the next iterator start with the batch of ``iteration`` of a run with ``seed``."""
+        """Start the next iterator at the batch of ``iteration`` in a run with ``seed``."""
         self.start_iter = iteration
         self.seed = seed
 
     def batches(self) -> Iterator[list[_Sample]]:
-        """Batches of samples from iteration ``start_iter`` on, without reading any image."""
+        """Yield batches of samples from iteration ``start_iter`` on, without reading images."""
         return itertools.islice(self._all_batches(), self.start_iter, None)
 
     def _all_batches(self) -> Iterator[list[_Sample]]:
@@ -99,13 +112,13 @@ class TrainLoader:
                 group.clear()
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Batches of mapped samples, without end."""
+        """Yield batches of mapped samples without end."""
         loader = DataLoader(
             _SeededDataset(self._mapped, self.seed),
             batch_sampler=_BatchSampler(self),
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
-            # One of its own: by default making the iterator draws from the global generator.
+            # By default, making the iterator draws from the global generator.
             generator=torch.Generator().manual_seed(self.seed),
         )
         return iter(loader)
@@ -120,7 +133,7 @@ class _BatchSampler(Sampler):
 
 
 class _SeededDataset(Dataset):
-    """Gives every sample of the stream its own random state, whichever process maps it."""
+    """Gives every sample of the stream its own random state, in any loading process."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset = dataset
@@ -134,7 +147,7 @@ class _SeededDataset(Dataset):
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, numpy's and Python's global generators, and give their states back after."""
+    """Seed the global generators of torch, numpy and Python, and restore them afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -150,20 +163,26 @@ def _seeded(seed: int) -> Iterator[None]:
 def build_train_loader(
     cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]
 ) -> "TrainLoader | Any":
-    """The training loader that ``cfg.DATASETS`` and ``cfg.DATALOADER`` describe.
+    """Build the training loader from ``cfg.DATASETS`` and ``cfg.DATALOADER``.
 
-    A :class:`TrainLoader`, except for detectron2's weighted samplers, which take no seed: they
-    come in detectron2's own loader, whose order a resumed run does not continue.
+    Args:
+        cfg: the config.
+        mapper: function from a dataset dict to an input of the model.
+
+    Returns:
+        A :class:`TrainLoader`. detectron2's weighted samplers take no seed: with them, its own
+        loader is returned, whose order a resumed run does not continue.
 
     Raises:
-        ValueError: the batch cannot be split over the processes, or the sampler is unknown.
+        UsageError: the batch cannot be split over the processes, or the sampler is unknown or
+            lacks its config key.
     """
-    sampler_name = cfg.DATALOADER.SAMPLER_TRAIN
-    if sampler_name in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+    _check_sampler(cfg)
+    if cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"):
         return build_detection_train_loader(cfg, mapper=mapper)
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ValueError(
+        raise UsageError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
             f"cannot share evenly; allowed: multiples of {world_size}"
         )
@@ -184,6 +203,21 @@ def build_train_loader(
     )
 
 
+def _check_sampler(cfg: CfgNode) -> None:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in _SAMPLERS:
+        allowed = ", ".join(_SAMPLERS)
+        raise UsageError(f"DATALOADER.SAMPLER_TRAIN is '{name}'; allowed: {allowed}")
+    key = _SAMPLERS[name]
+    if key:
+        node, _, leaf = key.partition(".")
+        if leaf not in cfg[node]:
+            raise UsageError(
+                f"DATALOADER.SAMPLER_TRAIN is '{name}', which needs the key {key}; detectron2's "
+                f"config does not have it: set cfg.{key} in Python first"
+            )
+
+
 def _sampler_factory(cfg: CfgNode, dataset: list[dict[str, Any]]) -> Callable[[int], Sampler]:
     name, size = cfg.DATALOADER.SAMPLER_TRAIN, len(dataset)
     if name == "TrainingSampler":
@@ -193,13 +227,7 @@ def _sampler_factory(cfg: CfgNode, dataset: list[dict[str, Any]]) -> Callable[[i
         return lambda seed: RandomSubsetTrainingSampler(
             size, ratio, seed_shuffle=seed, seed_subset=seed
         )
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN is '{name}'; allowed: TrainingSampler, "
-        "RepeatFactorTrainingSampler, RandomSubsetTrainingSampler, WeightedTrainingSampler, "
-        "WeightedCategoryTrainingSampler"
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
+    return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)

@@ -1,4 +1,4 @@
-"""detectron2's dataset mapper for data as people have it."""
+"""Dataset mapper for images and annotations that detectron2's own mapper cannot use."""
 
 import math
 from typing import Any
@@ -15,21 +15,21 @@ __all__ = ["PluginDatasetMapper"]
 
 
 class PluginDatasetMapper(DatasetMapper):
-    """DatasetMapper that reads 16-bit and EXIF-turned images and names what it cannot use.
+    """DatasetMapper that reads 16-bit and EXIF-rotated images and names what it cannot use.
 
-    In training, boxes are clipped to the image (by detectron2), and those without a positive
-    width and height are left out before they can be flipped into a valid one. Whatever goes wrong
-    with an image or its annotations is raised as a :class:`UsageError` with file and image id.
+    In training, detectron2 clips boxes to the image; boxes without a positive width and height
+    are dropped before a flip can turn them into valid ones. Errors in an image or its annotations
+    are raised as :class:`UsageError` with file and image id.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one of detectron2's dataset dicts to the input of a model.
+        """Convert one of detectron2's dataset dicts to an input of the model.
 
         Args:
-            dataset_dict: not changed.
+            dataset_dict: image and annotations; not changed.
 
         Raises:
-            UsageError: the image cannot be read, has another size than its annotations say, or
+            UsageError: the image cannot be read, has another size than the annotations state, or
                 an annotation cannot be used.
         """
         file_name = dataset_dict["file_name"]
@@ -38,7 +38,7 @@ class PluginDatasetMapper(DatasetMapper):
         try:
             name = readable_name(file_name, size)
             mapped = super().__call__({**dataset_dict, "file_name": name})
-        except Exception as error:  # readers and transforms raise what they please
+        except Exception as error:  # readers and transforms can raise any exception
             image_id = dataset_dict.get("image_id")
             message = f"{type(error).__name__}: {error}"
             raise UsageError(f"{file_name} (image id {image_id}): {message}") from error
@@ -52,7 +52,7 @@ class PluginDatasetMapper(DatasetMapper):
         if self.use_instance_mask:
             for annotation in kept:
                 self._check_mask(annotation)
-        if not kept:  # with recompute_boxes detectron2 would ask for masks that are not there
+        if not kept:  # with recompute_boxes, detectron2 would read masks that do not exist
             del dataset_dict["annotations"]
             dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
             return

@@ -66,7 +66,7 @@ def test_check_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["penn_fudan", "--from", "nowhere"], "no folder nowhere"),
         (["check"], "--json and --images"),
         (["check", "shapes_trian"], "there is no data set 'shapes_trian'"),
-        (["check", "voc_2007_test_coco"], "tools/prepare_datasets.py voc"),
+        (["check", "voc_2007_test_coco"], "d2-plugins prepare voc"),
     ],
 )
 def test_mistakes(

@@ -1,4 +1,4 @@
-"""Odd images train through or are refused with file and id; boxes are clipped or left out."""
+"""Unusual images train or are refused with file and id; boxes are clipped or dropped."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def test_odd_images_give_the_pixels_that_were_meant(
 
 
 def test_stock_mapper_cuts_16_bit_values_off(tmp_path: Path) -> None:
-    # Why there is a mapper of our own: if this fails, detectron2 or Pillow has learnt it.
+    # If this fails, detectron2 or Pillow reads 16-bit images and the mapper need not.
     stock = DatasetMapper(plain_cfg(), is_train=True)(item(write_odd_image(tmp_path, "deep")))
     assert stock["image"].min() > 90
 

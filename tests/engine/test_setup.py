@@ -37,7 +37,7 @@ def own_data(tmp_path: Path) -> list[str]:
         (["--config-file", DEMO, "DATASETS.TRAIN", "('shapes_tran',)"], "shapes_train"),
         (["--config-file", DEMO, "DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
         (["--config-file", DEMO, "MODEL.ROI_HEADS.NUM_CLASSES", "1"], "NUM_CLASSES is 1"),
-        (["--config-file", "csp_cascade.yaml"], "prepare_datasets.py coco2017"),
+        (["--config-file", "csp_cascade.yaml"], "d2-plugins prepare coco2017"),
         (["--config-file", DEMO, "MODEL.INVERTED_ATTENTION.ENABLED", "True"], "PluginROIHeads"),
         (["--config-file", DEMO, "MODEL.ROI_HEADS.NAME", "DoubleHead"], "DoubleHeadROIHeads"),
     ],

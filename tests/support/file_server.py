@@ -19,6 +19,7 @@ class Files:
         with_length: send Content-Length.
         status: for each coming request, an error to answer with.
         etag: of all files.
+        redirect: an address to send every request to.
         requests: (path, Range header, bytes sent), in order.
     """
 
@@ -29,6 +30,7 @@ class Files:
     with_length: bool = True
     status: list[int] = field(default_factory=list)
     etag: str = '"first"'
+    redirect: str = ""
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)
 
 
@@ -42,6 +44,11 @@ def serve(files: Files) -> Iterator[str]:
 
         def do_GET(self) -> None:
             asked = self.headers.get("Range")
+            if files.redirect:
+                self.send_response(302)
+                self.send_header("Location", files.redirect)
+                self.end_headers()
+                return
             if files.status or self.path not in files.content:
                 self.send_error(files.status.pop(0) if files.status else 404)
                 files.requests.append((self.path, asked, 0))

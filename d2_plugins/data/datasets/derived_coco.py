@@ -1,4 +1,4 @@
-"""Data sets whose COCO json is derived from what their authors give out."""
+"""Datasets whose COCO JSON is derived from the files that their authors publish."""
 
 import json
 import logging
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CocoDataset:
-    """A data set in COCO form that may have to be derived before its first use.
+    """Dataset whose COCO JSON is written before its first use.
 
     Attributes:
-        name: in detectron2's catalogs.
-        class_names: their category ids are 1, 2, ...
+        name: name in detectron2's catalogs.
+        class_names: class names; their category ids are 1, 2, ...
         json_file: COCO annotations, present after :attr:`derive`.
         image_root: folder of the images.
-        requires: what has to be on disk beforehand.
-        derive: writes what is not there yet.
-        adapt: changes one loaded annotation for training, in place.
-        extra_keys: of annotations, kept for ``adapt``.
+        requires: files and folders that must be on disk beforehand.
+        derive: function that writes the missing files.
+        adapt: function that changes one loaded annotation for training, in place.
+        extra_keys: annotation keys kept for ``adapt``.
     """
 
     name: str
@@ -45,7 +45,7 @@ class CocoDataset:
     extra_keys: tuple[str, ...] = ()
 
     def register(self) -> None:
-        """Add it to detectron2's catalogs; a name that is taken is left as it is."""
+        """Add the dataset to detectron2's catalogs, unless the name is already taken."""
         if self.name in DatasetCatalog:
             return
         DatasetCatalog.register(self.name, self.load)
@@ -59,10 +59,10 @@ class CocoDataset:
         )
 
     def load(self) -> list[dict[str, Any]]:
-        """Detectron2's dataset dicts.
+        """Load detectron2's dataset dicts.
 
         Raises:
-            FileNotFoundError: the data is not on disk; the message has the command to prepare it.
+            FileNotFoundError: the data is not on disk; the message gives the command to prepare it.
         """
         self.ensure()
         dicts = load_coco_json(
@@ -78,10 +78,10 @@ class CocoDataset:
         return dicts
 
     def ensure(self) -> None:
-        """Derive what is not there yet.
+        """Write the missing files.
 
         Raises:
-            FileNotFoundError: as :meth:`load`.
+            FileNotFoundError: as in :meth:`load`.
         """
         missing = [path for path in self.requires if not path.exists()]
         if missing:
@@ -90,9 +90,9 @@ class CocoDataset:
 
 
 class _DerivedJson(PathHandler):
-    """Derives a json file when detectron2 asks for it.
+    """Derives a JSON file when detectron2 opens it.
 
-    Its evaluator may be built before the data is loaded, and reads the metadata's ``json_file``.
+    detectron2's evaluator reads the metadata's ``json_file``, sometimes before the data is loaded.
     """
 
     _PREFIX = "d2_plugins-derived://"
@@ -100,7 +100,7 @@ class _DerivedJson(PathHandler):
 
     @classmethod
     def url(cls, dataset: CocoDataset) -> str:
-        """The name under which PathManager has the json file of ``dataset``."""
+        """Return the URL under which PathManager opens the JSON file of ``dataset``."""
         url = f"{cls._PREFIX}{dataset.json_file}"
         cls._datasets[url] = dataset
         return url
@@ -118,12 +118,12 @@ PathManager.register_handler(_DerivedJson(), allow_override=True)
 
 
 def derive_json(json_file: Path, source: str, build: Callable[[], dict[str, Any]]) -> None:
-    """Write ``build()`` to ``json_file``, unless that was made from the same source.
+    """Write ``build()`` to ``json_file``, unless the file was made from the same source.
 
     Args:
-        json_file: written whole or not at all; several processes may do it at once.
-        source: identifies what the content is made from; kept in the json's ``info``.
-        build: makes the COCO content.
+        json_file: target file, written completely or not at all, also by several processes.
+        source: identifier of the input files; stored in the ``info`` of the JSON file.
+        build: function that makes the COCO content.
     """
     if json_file.is_file():
         with open(json_file, encoding="utf-8") as file:
@@ -140,7 +140,13 @@ def coco_content(
     annotations: list[list[dict[str, Any]]],
     class_names: tuple[str, ...],
 ) -> dict[str, Any]:
-    """COCO content from images with ids and, beside each, its annotations without ids."""
+    """Assemble a COCO dictionary.
+
+    Args:
+        images: image entries with ids.
+        annotations: for each image, its annotations without ``id`` and ``image_id``.
+        class_names: class names; their category ids are 1, 2, ...
+    """
     flat = [
         {"id": number, "image_id": image["id"], **annotation}
         for number, (image, annotation) in enumerate(

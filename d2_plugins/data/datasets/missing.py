@@ -1,4 +1,4 @@
-"""What to do about a data set that is not on disk."""
+"""Messages for datasets that are not on disk."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 __all__ = ["missing_dataset_hint", "missing_message"]
 
-# Names of detectron2's and our data sets, and the arguments that prepare them.
+# Names of detectron2's datasets and ours, and the arguments that prepare them.
 _COMMANDS = (
     (r"(keypoints_)?coco_2017_(train|val)", "coco2017"),
     (r"coco_2017_test(-dev)?", "coco2017 --splits test"),
@@ -17,15 +17,15 @@ _COMMANDS = (
 
 
 def missing_dataset_hint(name: str) -> str | None:
-    """What is missing of a registered data set, and the command that prepares it.
+    """Name the missing files of a registered dataset and the command that prepares it.
 
-    Looks only whether files and folders exist; reads nothing.
+    Only checks that files and folders exist, without reading them.
 
     Args:
-        name: in detectron2's catalogs.
+        name: name in detectron2's catalogs.
 
     Returns:
-        A sentence or two, or None where nothing is missing or nothing is known of the name.
+        One or two sentences; None if no file is missing or the name is unknown.
     """
     if name not in DatasetCatalog:
         return None
@@ -39,13 +39,13 @@ def missing_dataset_hint(name: str) -> str | None:
 
 
 def missing_message(name: str, path: str) -> str:
-    """Say that ``path`` of the data set ``name`` is missing, and how to prepare it if known."""
-    message = f"Data set '{name}' is not at hand: there is no {path}."
+    """Say that ``path`` of dataset ``name`` is missing and, if known, how to prepare it."""
+    message = f"Dataset '{name}' is not on disk: there is no {path}."
     for pattern, arguments in _COMMANDS:
         if re.fullmatch(pattern, name):
             return (
-                f"{message} Prepare it with: python tools/prepare_datasets.py {arguments} "
-                "(--from DIR takes files that are already on disk). The dataset root is "
+                f"{message} Prepare it with: d2-plugins prepare {arguments} "
+                "(--from DIR uses files that are already on disk). The dataset root is "
                 "DETECTRON2_DATASETS or ./datasets."
             )
     return message

@@ -1,4 +1,4 @@
-"""The Penn-Fudan pedestrians: 170 photographs with instance masks (Wang et al., ACCV 2007)."""
+"""Penn-Fudan pedestrians: 170 photos with instance masks (Wang et al., ACCV 2007)."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ CLASS_NAMES = ("person",)
 
 
 def penn_fudan_datasets(root: Path) -> list[CocoDataset]:
-    """``penn_fudan_train`` (128 images) and ``penn_fudan_val`` (every 4th of 170: 42)."""
+    """List ``penn_fudan_train`` (128 images) and ``penn_fudan_val`` (every 4th image, 42)."""
     return [_dataset(root, split) for split in ("train", "val")]
 
 
@@ -51,7 +51,7 @@ def _content(folder: Path, names: list[str], split: str) -> dict[str, Any]:
 
 
 def read_masks(mask_file: Path) -> list[dict[str, Any]]:
-    """COCO annotations, without ids, of an image whose pixels are instance numbers (0: ground)."""
+    """Return COCO annotations without ids from a mask image, whose pixels number the instances."""
     with Image.open(mask_file) as image:
         labels = np.asarray(image)
     instances = [label for label in np.unique(labels) if label != 0]

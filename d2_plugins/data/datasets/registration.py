@@ -1,4 +1,4 @@
-"""The names under which detectron2's catalogs know the data sets of this package."""
+"""Registration of this package's datasets in detectron2's catalogs."""
 
 import os
 from pathlib import Path
@@ -12,20 +12,20 @@ __all__ = ["dataset_root", "datasets", "register_all"]
 
 
 def dataset_root() -> Path:
-    """``DETECTRON2_DATASETS``, or ``./datasets``: detectron2's own rule."""
+    """Return the dataset root, as in detectron2: ``DETECTRON2_DATASETS`` or ``./datasets``."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def datasets(root: Path) -> list[CocoDataset]:
-    """All data sets of this package as they are under ``root``."""
+    """List all datasets of this package under ``root``."""
     return [*shapes_datasets(root), *penn_fudan_datasets(root), *voc_datasets(root)]
 
 
 def register_all(root: Path | None = None) -> None:
-    """Register all data sets of this package; a name that is taken is left as it is.
+    """Register all datasets of this package, except names that are already taken.
 
     Args:
-        root: the dataset root; None takes :func:`dataset_root`.
+        root: dataset root; None takes :func:`dataset_root`.
     """
     for dataset in datasets(root or dataset_root()):
         dataset.register()

@@ -1,4 +1,4 @@
-"""Pure functions that draw the shapes data set: outlines as signed distances, textures as arrays.
+"""Pure functions that draw the shapes dataset: outlines as signed distances, textures as arrays.
 
 Shape shorthand: H, W image size; k cells of a noise grid. Images are (H, W, 3) float64 in [0, 1].
 """
@@ -33,7 +33,7 @@ SHAPES: dict[str, Outline] = {
 
 
 def unit_area(outline: Outline) -> float:
-    """Area of the shape of circumradius 1."""
+    """Return the area of the shape with circumradius 1."""
     if outline is None:
         return math.pi
     tips, inner, _ = outline
@@ -41,24 +41,24 @@ def unit_area(outline: Outline) -> float:
 
 
 def signed_distance(outline: Outline, u: Array, v: Array) -> Array:
-    """Distance of points to the lines of the outline, negative inside.
+    """Compute the distance of points to the lines of the outline, negative inside.
 
     Exact at the edges, where it is used; near a tip it is the distance to the longer line.
 
     Args:
-        outline: the shape, of circumradius 1 around the origin.
-        u: first coordinate of the points, any shape.
-        v: second coordinate, same shape.
+        outline: shape with circumradius 1 around the origin.
+        u: first coordinates of the points, an array of any shape.
+        v: second coordinates, same shape as ``u``.
 
     Returns:
-        An array of the points' shape.
+        An array of the same shape as ``u``.
     """
     radius = np.hypot(u, v)
     if outline is None:
         return radius - 1.0
     tips, inner, direction = outline
     half = math.pi / tips
-    # Fold the plane into the half sector between a tip, on the axis, and the notch beside it.
+    # Fold the plane into the half sector between a tip, on the axis, and the notch next to it.
     angle = np.abs(np.mod(np.arctan2(v, u) - direction + half, 2 * half) - half)
     notch_x, notch_y = inner * math.cos(half), inner * math.sin(half)
     length = math.hypot(1.0 - notch_x, notch_y)
@@ -67,12 +67,12 @@ def signed_distance(outline: Outline, u: Array, v: Array) -> Array:
 
 
 def value_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> Array:
-    """Smooth noise: random values on a grid, interpolated bilinearly.
+    """Draw smooth noise: random values on a grid, interpolated bilinearly.
 
     Args:
-        rng: draws the values.
+        rng: random generator.
         size: H and W.
-        cells: k, grid points along each side, at least 2.
+        cells: k, number of grid points along each side, at least 2.
 
     Returns:
         (H, W, 3) in [0, 1].
@@ -83,20 +83,20 @@ def value_noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> 
 
 
 def _interpolation(length: int, cells: int) -> Array:
-    """(length, k) weights of linear interpolation between k equally spaced values."""
+    """Return (length, k) weights of linear interpolation between k equally spaced values."""
     position = np.linspace(0.0, cells - 1.0, length)
     return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(cells)))
 
 
 def stripes(u: Array, v: Array, *, angle: float, period: float, phase: float) -> Array:
-    """Parallel sine stripes in [-1, 1].
+    """Compute parallel sine stripes in [-1, 1].
 
     Args:
-        u: first coordinate of the points in pixels.
-        v: second coordinate, same shape.
+        u: first coordinates of the points in pixels.
+        v: second coordinates, same shape as ``u``.
         angle: direction across the stripes, in radians.
-        period: in pixels.
-        phase: in radians.
+        period: length of a period in pixels.
+        phase: phase at the origin in radians.
     """
     along = u * math.cos(angle) + v * math.sin(angle)
     return np.sin(2 * math.pi / period * along + phase)

@@ -1,8 +1,8 @@
-"""The embedded data set: textured shapes on textured ground, rendered from a seed.
+"""Synthetic dataset: textured shapes on a textured background, rendered from a seed.
 
-The colour says nothing about the class, so a detector has to learn outlines. Shapes overlap: a
-box and a mask hold the visible part, and ``visibility`` in the json is its share of the shape.
-Every image has a random generator of its own: image i is the same whatever the number of images.
+Colors are independent of the class, so a detector has to learn outlines. Shapes overlap: boxes
+and masks cover the visible part, and ``visibility`` in the JSON is its fraction of the shape.
+Every image has its own random generator: image i does not depend on the number of images.
 """
 
 import json
@@ -21,8 +21,9 @@ from PIL import Image
 
 from .derived_coco import CocoDataset, coco_content
 from ...errors import UsageError
-from .shape_outlines import SHAPES, Array, signed_distance, stripes, value_noise
 from ...files import staging
+from .shape_outlines import SHAPES, Array, signed_distance, stripes, value_noise
+
 
 __all__ = ["ShapesRecipe", "ensure_shapes", "render_image", "shapes_datasets"]
 
@@ -36,18 +37,18 @@ _VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesRecipe:
-    """What to render.
+    """Parameters of the rendering.
 
     Attributes:
-        num_images: of each split.
+        num_images: number of images of each split.
         size: height and width of the images, in pixels.
-        diameter: range of the shapes' circumscribed circles in pixels, drawn log-uniformly.
-        max_objects: most shapes of an image; the least is 1.
-        overlap: share of shapes that are put beside an earlier one so that they overlap.
-        min_visibility: least visible share of any shape.
-        max_turn: shapes stand upright, turned by up to this many degrees either way.
-        texture: strength of all textures; 0 leaves plain colours.
-        seed: of everything.
+        diameter: range of the circumscribed circles' diameters in pixels, drawn log-uniformly.
+        max_objects: maximum number of shapes in an image; the minimum is 1.
+        overlap: fraction of shapes that are placed so that they overlap an earlier shape.
+        min_visibility: minimum visible fraction of each shape.
+        max_turn: maximum rotation from upright in degrees, either way.
+        texture: strength of all textures; 0 gives plain colors.
+        seed: seed of all random draws.
     """
 
     num_images: tuple[tuple[str, int], ...] = (("train", 800), ("val", 200))
@@ -63,7 +64,7 @@ class ShapesRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
-    """Placed on the image: lengths in pixels, the angle in radians, aspect width / height."""
+    """Shape placed on the image: lengths in pixels, angle in radians, aspect width / height."""
 
     category: int
     x: float
@@ -74,7 +75,7 @@ class _Shape:
 
 
 def shapes_datasets(root: Path) -> list[CocoDataset]:
-    """``shapes_train`` and ``shapes_val``, rendered on first use."""
+    """List ``shapes_train`` and ``shapes_val``, which are rendered on first use."""
     folder = root / "d2_plugins" / f"shapes_v{_VERSION}"
     return [
         CocoDataset(
@@ -90,17 +91,17 @@ def shapes_datasets(root: Path) -> list[CocoDataset]:
 
 
 def ensure_shapes(folder: Path, recipe: ShapesRecipe | None = None) -> None:
-    """Render the data set into ``folder`` unless it is there.
+    """Render the dataset into ``folder`` unless it exists.
 
-    The folder appears whole or not at all, and of several processes that render it at once one
-    wins: they all make the same.
+    The folder appears completely or not at all. Several processes may render it at once: they
+    all make the same content, and the first one to finish is kept.
 
     Args:
-        folder: gets ``annotations_<split>.json`` and ``<split>/<id>.png``.
-        recipe: what to render; None takes the default.
+        folder: target folder of ``annotations_<split>.json`` and ``<split>/<id>.png``.
+        recipe: parameters of the rendering; None takes the defaults.
 
     Raises:
-        UsageError: the folder is there and not whole.
+        UsageError: the folder exists and is incomplete.
     """
     recipe = recipe or ShapesRecipe()
     files = [folder / f"annotations_{split}.json" for split, _ in recipe.num_images]
@@ -108,8 +109,8 @@ def ensure_shapes(folder: Path, recipe: ShapesRecipe | None = None) -> None:
         return
     if folder.is_dir() and any(folder.iterdir()):
         missing = next(file.name for file in files if not file.is_file())
-        raise UsageError(f"{folder} has no {missing}: remove the folder, it is made anew")
-    logger.info("Rendering the shapes data set into %s (once, some seconds)", folder)
+        raise UsageError(f"{folder} has no {missing}: remove the folder, and it is made again")
+    logger.info("Rendering the shapes dataset into %s (once, some seconds)", folder)
     with staging(folder.parent) as whole:
         for index, (split, count) in enumerate(recipe.num_images):
             _write_split(whole, split, index, count, recipe)
@@ -141,11 +142,11 @@ def render_image(
     """Render one image.
 
     Args:
-        rng: draws everything.
-        recipe: what to render.
+        rng: random generator of the image.
+        recipe: parameters of the rendering.
 
     Returns:
-        The image (H, W, 3), and its objects: COCO annotations without ids.
+        The image (H, W, 3), and its objects as COCO annotations without ids.
     """
     canvas = _ground(rng, recipe)
     labels = np.full((recipe.size, recipe.size), -1, dtype=np.int64)
@@ -169,7 +170,7 @@ def render_image(
 
 
 def _ground(rng: np.random.Generator, recipe: ShapesRecipe) -> Array:
-    """Coarse and fine noise around a colour, on every other image under stripes."""
+    """Draw coarse and fine noise around a color, with stripes on half of the images."""
     size = recipe.size
     coarse = value_noise(rng, (size, size), int(rng.integers(2, 7))) - 0.5
     fine = value_noise(rng, (size, size), int(rng.integers(12, 40))) - 0.5
@@ -180,7 +181,7 @@ def _ground(rng: np.random.Generator, recipe: ShapesRecipe) -> Array:
 
 
 def _random_stripes(rng: np.random.Generator, size: int, strength: float) -> Array:
-    """(H, W, 1), up to ``strength`` from 0."""
+    """Draw stripes (H, W, 1) with values within ``strength`` of 0."""
     centres = np.arange(size) + 0.5
     amplitude = strength * rng.random()
     wave = stripes(
@@ -196,7 +197,7 @@ def _random_stripes(rng: np.random.Generator, size: int, strength: float) -> Arr
 def _candidates(
     rng: np.random.Generator, recipe: ShapesRecipe, others: list[_Shape]
 ) -> Iterator[_Shape]:
-    """Twenty tries to place one shape: class and size stay, the place changes."""
+    """Yield twenty placements of one shape, all of the same class and size."""
     low, high = recipe.diameter
     radius = 0.5 * low * (high / low) ** rng.random()
     category = int(rng.integers(len(CLASS_NAMES)))
@@ -218,9 +219,9 @@ def _candidates(
 
 
 def _distance_map(shape: _Shape, size: int) -> tuple[Array, int]:
-    """Signed distance in pixels over the image, and the shape's whole area in pixels.
+    """Return the signed distance over the image, and the area of the whole shape, in pixels.
 
-    The area counts the part outside the image too.
+    The area includes the part outside the image.
     """
     reach = math.ceil(shape.radius * 1.2) + 1  # 1.2 > sqrt of the largest aspect
     left, top = math.floor(shape.x) - reach, math.floor(shape.y) - reach
@@ -240,7 +241,7 @@ def _distance_map(shape: _Shape, size: int) -> tuple[Array, int]:
 
 
 def _paint(rng: np.random.Generator, canvas: Array, distance: Array, strength: float) -> None:
-    """Draw a shape in a colour that stands out from what is under it, edges smoothed."""
+    """Draw a shape with smoothed edges in a color that differs from the pixels under it."""
     size = len(canvas)
     under = canvas[distance < 0].mean(axis=0)
     colour = rng.random(3)

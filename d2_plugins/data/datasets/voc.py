@@ -1,6 +1,6 @@
-"""PASCAL VOC 2007 and 2012 in COCO form: COCO's metrics on VOC's boxes.
+"""PASCAL VOC 2007 and 2012 as COCO datasets: COCO's metrics on VOC's boxes.
 
-detectron2 has the same images and boxes with VOC's own metric, under the names without ``_coco``.
+detectron2 registers the same images and boxes, with VOC's metric, under names without ``_coco``.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _SPLITS = {2007: ("train", "val", "trainval", "test"), 2012: ("train", "val", "t
 
 
 def voc_datasets(root: Path) -> list[CocoDataset]:
-    """``voc_{2007,2012}_{train,val,trainval}_coco`` and ``voc_2007_test_coco``."""
+    """List ``voc_{2007,2012}_{train,val,trainval}_coco`` and ``voc_2007_test_coco``."""
     return [_dataset(root, year, split) for year, splits in _SPLITS.items() for split in splits]
 
 
@@ -46,9 +46,8 @@ def _dataset(root: Path, year: int, split: str) -> CocoDataset:
 
 
 def _learn_difficult(annotation: dict[str, Any]) -> None:
-    # VOC's metric neither rewards nor punishes finding a difficult object, which is what COCO's
-    # does with a crowd, so the json says iscrowd. In training it is an object like any other, as
-    # in detectron2's own VOC.
+    # VOC's metric ignores difficult objects, as COCO's metric does with crowds, so the JSON has
+    # iscrowd. In training they are normal objects, as in detectron2's own VOC.
     if annotation.pop("difficult"):
         annotation["iscrowd"] = 0
 

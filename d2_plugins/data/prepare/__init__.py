@@ -1,1 +1,1 @@
-"""Getting data sets onto the disk: download, unpack, place, verify."""
+"""Preparation of datasets: download, unpack, install, verify, convert."""

@@ -1,34 +1,38 @@
-"""Downloads that survive a broken connection, a killed process and a server without ranges."""
+"""Downloads that resume after a broken connection or a killed process."""
 
 import hashlib
 import http.client
 import json
 import logging
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
 from ...errors import UsageError
 
-__all__ = ["check_md5", "download"]
+__all__ = ["check_md5", "check_room", "download"]
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
+# Bytes to leave on the disk by a download of unknown length.
+_SPARE_ROOM = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Partial:
-    """What a partial file is part of, kept beside it.
+    """Origin of a partial file, kept next to it.
 
     Attributes:
-        url: where it comes from.
-        validator: the server's ETag or Last-Modified; a file that changed has another.
+        url: address of the whole file.
+        validator: the server's ETag or Last-Modified, which differs once the file has changed.
     """
 
     url: str
@@ -44,22 +48,23 @@ def download(
     wait: float = 1.0,
     timeout: float = 30.0,
 ) -> None:
-    """Download ``url`` to ``path``, which appears only when it is complete and right.
+    """Download ``url`` to ``path``, which appears only once it is complete and verified.
 
-    What has arrived is kept in ``<path>.part``: a broken connection, and a later call, go on from
-    there if the server can (HTTP ranges) and has the same file still; otherwise from the start.
+    Received bytes are kept in ``<path>.part``. After a broken connection, and in a later call,
+    the download continues from there if the server supports HTTP ranges and still has the same
+    file; otherwise it starts from the beginning.
 
     Args:
-        url: http or https.
-        path: the file; if it exists, only its checksum is verified.
-        md5: hexadecimal, if known.
-        attempts: connections in a row that bring nothing before this gives up.
-        wait: seconds before the next attempt; doubled after each that brought nothing.
-        timeout: seconds without any data after which a connection counts as broken.
+        url: address, http or https.
+        path: target file; if it exists, only its checksum is verified.
+        md5: hexadecimal checksum, if known.
+        attempts: number of consecutive connections without data before giving up.
+        wait: seconds before the next attempt; doubled after each attempt without data.
+        timeout: seconds without data after which a connection counts as broken.
 
     Raises:
-        UsageError: the server does not have the file, the attempts are used up, or the checksum
-            is wrong.
+        UsageError: the server does not have the file, it does not fit the disk, all attempts
+            failed, or the checksum is wrong.
     """
     if path.exists():
         check_md5(path, md5)
@@ -78,15 +83,15 @@ def download(
             failures = 0 if _size(part) > before else failures + 1
             if failures >= attempts:
                 raise UsageError(
-                    f"{url}: {error} ({failures} attempts brought nothing; what has arrived is "
-                    f"kept in {part}, and the same command goes on from there)"
+                    f"{url}: {error} ({failures} attempts brought nothing; the received part is "
+                    f"kept in {part}, and the same command continues from there)"
                 ) from error
-            logger.warning("%s: %s; going on at byte %d", url, error, _size(part))
+            logger.warning("%s: %s; continuing at byte %d", url, error, _size(part))
             time.sleep(wait * 2**failures)
     try:
         check_md5(part, md5)
     except UsageError:
-        part.unlink()  # going on from wrong content would never end well
+        part.unlink()  # continuing from wrong content cannot succeed
         raise
     finally:
         _note(part).unlink(missing_ok=True)
@@ -98,7 +103,7 @@ def check_md5(path: Path, md5: str | None) -> None:
 
     Args:
         path: the file.
-        md5: hexadecimal; None accepts anything.
+        md5: hexadecimal checksum; None accepts any content.
 
     Raises:
         UsageError: they differ.
@@ -113,11 +118,30 @@ def check_md5(path: Path, md5: str | None) -> None:
         raise UsageError(f"{path} has MD5 {digest.hexdigest()}, not {md5}: it is damaged")
 
 
-def _fetch(url: str, part: Path, timeout: float) -> None:
-    """One connection: append to ``part``, or start it anew, until the end of the file.
+def check_room(name: str | Path, folder: Path, needed: int) -> None:
+    """Check that a file fits the disk.
+
+    Args:
+        name: name of the file, for the message.
+        folder: existing folder that the file goes to.
+        needed: size in bytes.
 
     Raises:
-        OSError: the connection broke or brought something else.
+        UsageError: fewer bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(
+            f"{name} needs {needed / 2**30:.1f} GiB under {folder}, where {free / 2**30:.1f} "
+            "GiB are free"
+        )
+
+
+def _fetch(url: str, part: Path, timeout: float) -> None:
+    """Append to ``part``, or restart it, over one connection until the end of the file.
+
+    Raises:
+        OSError: the connection broke or delivered another range.
     """
     start = _size(part) if _read_note(part).url == url else 0
     request = urllib.request.Request(url, headers={"User-Agent": "d2_plugins"})
@@ -127,7 +151,7 @@ def _fetch(url: str, part: Path, timeout: float) -> None:
         if validator:
             request.add_header("If-Range", validator)
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.build_opener(_HttpOnly).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # longer than the file that the server has now, or just complete
             if error.headers.get("Content-Range") == f"bytes */{start}":
@@ -143,8 +167,27 @@ def _fetch(url: str, part: Path, timeout: float) -> None:
         _append(response, part, start, total)
 
 
+class _HttpOnly(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects to other protocols; the standard library follows those to ftp."""
+
+    def redirect_request(  # the base class's signature
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise UsageError(f"{req.full_url} redirects to {newurl}: only http and https are read")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _append(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
     name = part.name.removesuffix(".part")
+    if total is not None:
+        check_room(name, part.parent, total - start)
     with (
         open(part, "ab" if start else "wb") as file,
         tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar,
@@ -152,16 +195,18 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int, total: i
         while chunk := response.read(_CHUNK):
             file.write(chunk)
             bar.update(len(chunk))
+            if total is None:  # the body may be endless
+                check_room(name, part.parent, _SPARE_ROOM)
     # A connection closed early looks like the end of the file.
     if total is not None and _size(part) != total:
         raise ConnectionError(f"the connection broke at byte {_size(part)} of {total}")
 
 
 def _range_total(content_range: str | None, start: int) -> int | None:
-    """The whole file's size from "bytes start-end/total".
+    """Return the size of the whole file from "bytes start-end/total".
 
     Raises:
-        OSError: it is another part than the one asked for.
+        OSError: the range is not the requested one.
     """
     unit, _, rest = (content_range or "").partition(" ")
     extent, _, total = rest.partition("/")
@@ -176,7 +221,7 @@ def _integer(text: str | None) -> int | None:
 
 def _validator(headers: http.client.HTTPMessage) -> str | None:
     etag = headers.get("ETag")
-    if etag and not etag.startswith("W/"):  # a weak one does not promise the same bytes
+    if etag and not etag.startswith("W/"):  # a weak ETag does not promise the same bytes
         return etag
     return headers.get("Last-Modified")
 

@@ -1,4 +1,4 @@
-"""Preparing a data set: its archives or folders into the dataset root, then a count."""
+"""Preparation of a dataset: install its archives or folders, then count the result."""
 
 import contextlib
 import json
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """What is on the disk of one registered data set.
+    """Size of a registered dataset on disk.
 
     Attributes:
-        name: in detectron2's catalogs.
-        images: all of which have a file.
-        annotations: boxes, crowds included.
-        official_images: as its authors state.
+        name: name in detectron2's catalogs.
+        images: number of images; all have a file.
+        annotations: number of boxes, including crowds.
+        official_images: number of images that the authors state.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Count:
     def __str__(self) -> str:
         text = f"{self.name}: {self.images} images, {self.annotations} objects"
         if self.images != self.official_images:
-            text += f" (a part: the whole set has {self.official_images} images)"
+            text += f" (a part: the full dataset has {self.official_images} images)"
         return text
 
 
@@ -56,20 +56,20 @@ def prepare(
     link: bool = False,
     keep_archives: bool = False,
 ) -> list[Count]:
-    """Bring a data set under the dataset root and count it. What is there already stays.
+    """Install a dataset under the dataset root and count it; existing parts stay unchanged.
 
     Args:
-        name: a key of ``RECIPES``.
-        root: the dataset root.
-        splits: parts of the data set; None takes the usual ones, and with ``source`` those of all
+        name: key of ``RECIPES``.
+        root: dataset root.
+        splits: splits to prepare; None takes the default ones or, with ``source``, all splits
             that are found there.
-        source: a folder with the archives, or with what they hold, to use instead of downloading.
+        source: folder with the archives, or with their content, to use instead of a download.
         link: link unpacked folders of ``source`` instead of copying them.
-        keep_archives: keep what was downloaded after unpacking.
+        keep_archives: keep downloaded archives after unpacking.
 
     Raises:
-        UsageError: something is damaged, incomplete or not found.
-        OSError: of the disk.
+        UsageError: a file is damaged, incomplete or missing.
+        OSError: a file cannot be written.
     """
     recipe = RECIPES[name]
     wanted = splits or (recipe.splits if source else recipe.default_splits)
@@ -83,7 +83,7 @@ def prepare(
             if split not in wanted:
                 continue
             if (home / marker).exists():
-                logger.info("%s is there already", home / marker)
+                logger.info("%s exists already", home / marker)
             elif source is None:
                 _download_and_unpack(archive, marker, home, root / "downloads", keep_archives)
             else:
@@ -108,7 +108,7 @@ def _download_and_unpack(
         _unpack_into(file, marker, home)
     except UsageError:
         if archive.md5 is None:
-            file.unlink()  # it may be something else, and would be taken for it again
+            file.unlink()  # it may be another file, and would be used again
         raise
     if not keep:
         file.unlink()
@@ -117,7 +117,7 @@ def _download_and_unpack(
 
 
 def _take(archive: Archive, marker: str, home: Path, source: Path, link: bool) -> None:
-    """Bring the archive's folder that holds ``marker`` from ``source``, if it is there."""
+    """Install the archive's folder that holds ``marker`` from ``source``, if it is there."""
     file = source / archive.file_name
     base = _find_base(source, marker)
     if base is not None:
@@ -128,7 +128,7 @@ def _take(archive: Archive, marker: str, home: Path, source: Path, link: bool) -
 
 
 def _find_base(folder: Path, marker: str) -> Path | None:
-    """The folder below or just above ``folder`` in which ``marker`` exists."""
+    """Find the folder below or just above ``folder`` in which ``marker`` exists."""
     bases = [folder, folder / "coco", folder / "VOCdevkit"]
     if folder.resolve().name == PurePosixPath(marker).parts[0]:
         bases.append(folder.resolve().parent)
@@ -168,7 +168,7 @@ def _install(base: Path, home: Path, marker: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy contents only: a read-only source gives a writable copy."""
+    """Copy contents without permissions, so that a read-only source gives a writable copy."""
     with tqdm(desc=f"copying {source.name}", unit=" files", disable=None) as bar:
         for folder, _, files in os.walk(source, followlinks=True):
             into = target / Path(folder).relative_to(source)
@@ -179,9 +179,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _merge(source: Path, target: Path, marker: tuple[str, ...]) -> None:
-    """Move ``source`` to ``target``, file by file where that exists, what leads to the marker last.
+    """Move ``source`` to ``target``, merging existing folders, and the marker last.
 
-    So the marker is there when, and only when, everything is.
+    The marker therefore exists if and only if the move is complete.
     """
     if not (source.is_dir() and target.is_dir()):
         os.replace(source, target)
@@ -192,12 +192,12 @@ def _merge(source: Path, target: Path, marker: tuple[str, ...]) -> None:
 
 
 def verify(name: str, root: Path, splits: Sequence[str] | None = None) -> list[Count]:
-    """Count what is on the disk, and see that every listed image has a file.
+    """Count a dataset on disk and check that every listed image has a file.
 
     Args:
-        name: a key of ``RECIPES``.
-        root: the dataset root.
-        splits: parts of the data set; None takes the usual ones.
+        name: key of ``RECIPES``.
+        root: dataset root.
+        splits: splits to count; None takes the default ones.
 
     Raises:
         FileNotFoundError: annotations are missing.
@@ -235,7 +235,7 @@ def _count(dataset: CocoDataset, official: int) -> Count:
 
 
 def _coco2017(root: Path) -> list[CocoDataset]:
-    """COCO 2017 as detectron2 has it registered, for counting."""
+    """List the splits of COCO 2017 where detectron2 registers them, for counting."""
     return [
         _coco_split(root / "coco", "train", "instances_train2017.json"),
         _coco_split(root / "coco", "val", "instances_val2017.json"),

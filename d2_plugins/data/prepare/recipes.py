@@ -1,7 +1,7 @@
-"""Where the data sets live on the internet, and how they lie on the disk.
+"""Addresses of the datasets on the internet, and their layout on disk.
 
 The numbers of images are the authors'. The MD5 sums of VOC are those in torchvision, those of COCO
-the ones in wide use; where no sum is certain the numbers have to do.
+are in wide use; without a reliable sum, only the number of images is checked.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Archive:
     """One file to download.
 
     Attributes:
-        url: of the authors.
-        md5: if it is certain.
-        markers: for each split that needs the archive a path that it brings, relative to the
-            recipe's home, which is on the disk when, and only when, the whole part is.
+        url: address at the authors' site.
+        md5: hexadecimal checksum, if known.
+        markers: for each split that needs the archive, a path in it, relative to the recipe's
+            home, that exists on disk if and only if the archive is installed completely.
     """
 
     url: str
@@ -26,19 +26,19 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        """The last part of the URL."""
+        """Last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to prepare one data set.
+    """Files and splits of one dataset.
 
     Attributes:
-        home: folder under the dataset root that the archives' folders go to; "" is the root.
-        archives: all files, of all splits.
-        default_splits: those prepared unless asked for others.
-        registered: for each split its names in detectron2's catalogs, with numbers of images.
+        home: folder under the dataset root for the archives' folders; "" is the root itself.
+        archives: archives of all splits.
+        default_splits: splits that are prepared by default.
+        registered: for each split, its names in detectron2's catalogs with numbers of images.
     """
 
     home: str
@@ -52,7 +52,7 @@ class Recipe:
         return tuple(self.registered)
 
     def markers(self, split: str) -> list[str]:
-        """The paths, relative to :attr:`home`, that make up a split."""
+        """List the paths, relative to :attr:`home`, that make up a split."""
         return [a.markers[split] for a in self.archives if split in a.markers]
 
 

@@ -1,114 +1,93 @@
-"""Unpacking archives that may have been made to harm."""
+"""Unpacking of archives from the internet into a folder, without anything outside it."""
 
 import gzip
 import lzma
-import shutil
+import re
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from ...errors import UsageError
+from .download import check_room
 
 __all__ = ["unpack"]
-
-# A member's name and its content.
-_Member = tuple[str, IO[bytes]]
 
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
-    gzip.BadGzipFile,
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    RuntimeError,  # zipfile's, for encryption and unknown compression
+    gzip.BadGzipFile,
+    RuntimeError,  # zipfile's for encryption and unknown compression
 )
+# Absolute, or upwards, on this system or another one.
+_UNSAFE_NAME = re.compile(r"^/|(^|/)\.\.(/|$)|[\\:]|^$")
+
+_Info = TypeVar("_Info", zipfile.ZipInfo, tarfile.TarInfo)
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar file (plain, gz, bz2, xz) into an empty folder.
 
     Only plain files and folders are made: no links, devices, owners or permissions. A member
-    whose path would leave the folder stops the whole.
+    whose path would leave the folder stops everything.
 
     Args:
         archive: the file.
-        folder: must be empty or missing.
+        folder: target folder, empty or missing.
 
     Raises:
-        UsageError: the archive is damaged, not an archive, holds something that is refused, or
+        UsageError: the archive is damaged, is not an archive, holds a member that is refused, or
             needs more room than the disk has; the message names the archive and the member.
+        OSError: a file cannot be written; the message names the archive and the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zip_file:
-                _check_room(archive, folder, sum(info.file_size for info in zip_file.infolist()))
-                _write_all(archive, folder, _zip_members(zip_file))
+            _unpack_zip(archive, folder)
         else:
-            with tarfile.open(archive) as tar_file:
-                # A tar has no list of its members; it is at least as big as the file.
-                _check_room(archive, folder, archive.stat().st_size)
-                _write_all(archive, folder, _tar_members(tar_file))
+            _unpack_tar(archive, folder)
     except _DAMAGED as error:
         raise UsageError(f"{archive} cannot be unpacked: {error}") from error
+    except OSError as error:
+        reason = f"{archive} cannot be unpacked: {error.strerror or error}"
+        raise OSError(error.errno, reason, error.filename) from error
 
 
-def _check_room(archive: Path, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UsageError(
-            f"{archive} needs {needed / 2**30:.1f} GiB under {folder}, where {free / 2**30:.1f} "
-            "GiB are free"
-        )
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        check_room(archive, folder, sum(info.file_size for info in members))
+        for info in _progress(archive, members):
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            _check_member(archive, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            file.extract(info, folder)
 
 
-def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
-    for info in archive.infolist():
-        if info.is_dir():
-            continue
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):
-            raise UsageError(f"{archive.filename}: '{info.filename}' is no plain file")
-        with archive.open(info) as content:
-            yield info.filename, content
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    def plain(info: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        _check_member(archive, info.name, info.isreg() or info.isdir())
+        return tarfile.data_filter(info, path).replace(mode=0o644 if info.isreg() else 0o755)
+
+    with tarfile.open(archive) as file:
+        for info in _progress(archive, file):  # a tar has no list of its members
+            check_room(archive, folder, info.size)
+            file.extract(info, folder, filter=plain)
 
 
-def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
-    for info in archive:
-        if info.isdir():
-            continue
-        content = archive.extractfile(info) if info.isreg() else None
-        if content is None:
-            raise UsageError(f"{archive.name!s}: '{info.name}' is no plain file")
-        with content:
-            yield info.name, content
+def _progress(archive: Path, members: Iterable[_Info]) -> Iterable[_Info]:
+    return tqdm(members, desc=f"unpacking {archive.name}", unit=" files", disable=None)
 
 
-def _write_all(archive: Path, folder: Path, members: Iterator[_Member]) -> None:
-    with tqdm(desc=f"unpacking {archive.name}", unit=" files", disable=None) as bar:
-        for name, content in members:
-            path = folder / _safe_path(archive, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                shutil.copyfileobj(content, file, 1 << 20)
-            bar.update()
-
-
-def _safe_path(archive: Path, name: str) -> PurePosixPath:
-    """The member's relative path.
-
-    Raises:
-        UsageError: it is absolute or climbs up, here or on another system.
-    """
-    path = PurePosixPath(name)
-    climbs = path.is_absolute() or ".." in path.parts or not path.parts
-    if climbs or "\\" in name or ":" in name:
-        raise UsageError(f"{archive}: '{name}' is no path inside the archive's folder")
-    return path
+def _check_member(archive: Path, name: str, is_plain: bool) -> None:
+    if not is_plain:
+        raise UsageError(f"{archive}: '{name}' is not a plain file")
+    if _UNSAFE_NAME.search(name):
+        raise UsageError(f"{archive}: '{name}' is not a path inside the archive's folder")

@@ -1,4 +1,4 @@
-"""Penn-Fudan from its masks, against the COCO form that others made of it."""
+"""Penn-Fudan from its masks, compared with a COCO JSON that others derived."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_coco_evaluation_runs_and_finds_the_ground_truth_perfect(root: Path) -> 
     assert results["segm"]["AP"] == pytest.approx(100)
 
 
-def test_json_is_written_once_and_anew_when_the_images_change(root: Path) -> None:
+def test_json_is_written_once_and_again_when_the_images_change(root: Path) -> None:
     json_file = root / "d2_plugins" / "penn_fudan_val.json"
     DatasetCatalog.get("penn_fudan_val")
     first = json_file.stat()

@@ -1,4 +1,4 @@
-"""Names in detectron2's catalogs, and what is said when the data behind one is missing."""
+"""Names in detectron2's catalogs, and the messages for datasets that are not on disk."""
 
 import importlib
 from pathlib import Path
@@ -63,10 +63,10 @@ def test_missing_data_comes_with_the_command(name: str, arguments: str, tmp_path
     register_all_pascal_voc(str(tmp_path))
     hint = missing_dataset_hint(name)
     assert hint is not None
-    assert f"tools/prepare_datasets.py {arguments} " in hint
+    assert f"d2-plugins prepare {arguments} " in hint
     assert str(tmp_path) in hint
     if name in OURS:
-        with pytest.raises(FileNotFoundError, match=f"prepare_datasets.py {arguments}"):
+        with pytest.raises(FileNotFoundError, match=f"d2-plugins prepare {arguments}"):
             DatasetCatalog.get(name)
 
 
@@ -82,4 +82,4 @@ def test_hints_of_other_names(tmp_path: Path) -> None:
     hint = missing_dataset_hint("toy")
     assert hint is not None
     assert str(json_file) in hint
-    assert "prepare_datasets" not in hint
+    assert "d2-plugins" not in hint

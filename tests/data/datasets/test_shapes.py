@@ -1,4 +1,4 @@
-"""The embedded data set: repeatable, and labelled as drawn."""
+"""The synthetic shapes dataset: the same on every run, and labelled as drawn."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""VOC in COCO form, against detectron2's own VOC and the COCO form that others made of it."""
+"""VOC as COCO, compared with detectron2's own VOC and a COCO JSON that others derived."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""Downloads against a server that breaks off, forgets ranges, changes the file or lies."""
+"""Downloads from a server that breaks connections, ignores ranges or changes the file."""
 
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(tmp_path: Path) -> None:
     assert sum(sent for _, _, sent in files.requests) == len(BODY)
 
 
-def test_without_ranges_it_starts_anew(tmp_path: Path) -> None:
+def test_without_ranges_it_starts_again(tmp_path: Path) -> None:
     files = Files({"/file": BODY}, break_after=[1_000_000], ranges=False)
     fetch(files, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
@@ -50,7 +51,7 @@ def test_a_later_call_goes_on_with_what_an_earlier_one_got(tmp_path: Path) -> No
     path = tmp_path / "file"
     files = Files({"/file": BODY}, break_after=[2_000_000, 0, 0])
     with serve(files) as url:
-        with pytest.raises(UsageError, match=r"connection broke at byte 2000000 .*goes on"):
+        with pytest.raises(UsageError, match=r"connection broke at byte 2000000 .*continues"):
             download(f"{url}/file", path, md5=MD5, attempts=2, wait=0.0)
         assert not path.exists()
         download(f"{url}/file", path, md5=MD5)
@@ -122,3 +123,21 @@ def test_without_a_length_the_checksum_decides(tmp_path: Path) -> None:
     fetch(Files({"/file": BODY}, with_length=False), tmp_path / "file")
     with pytest.raises(UsageError, match="damaged"):
         fetch(Files({"/file": BODY}, with_length=False, break_after=[99]), tmp_path / "cut")
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:9/file"])
+def test_redirects_to_other_protocols_are_refused(target: str, tmp_path: Path) -> None:
+    files = Files({"/file": BODY}, redirect=target)
+    with pytest.raises(UsageError, match=r"redirects to ftp://.* only http and https"):
+        fetch(files, tmp_path / "file", attempts=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+def test_a_body_that_would_fill_the_disk_is_refused(
+    with_length: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    with pytest.raises(UsageError, match=r"file needs .* GiB are free"):
+        fetch(Files({"/file": BODY}, with_length=with_length), tmp_path / "file")
+    assert not (tmp_path / "file").exists()

@@ -1,4 +1,4 @@
-"""From archives or folders to a dataset root that detectron2 can use."""
+"""Archives and folders become a dataset root that detectron2 can use."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_coco_from_a_folder(parent: str, link: bool, tmp_path: Path) -> None:
         ("coco_2017_train", 3, 1),
         ("coco_2017_val", 2, 1),
     ]
-    assert "a part: the whole set has 5000 images" in str(counts[1])
+    assert "a part: the full dataset has 5000 images" in str(counts[1])
     assert (root / "coco" / "val2017").is_symlink() == link
     assert {f"coco/{name}" for name in listing(source)} == listing(root) or link
     assert not list(root.rglob("*.part"))
@@ -134,7 +134,7 @@ def test_an_archive_that_is_not_one_is_not_kept(
     assert listing(tmp_path) == set()
 
 
-def test_archives_at_hand_are_checked(tmp_path: Path) -> None:
+def test_local_archives_are_checked(tmp_path: Path) -> None:
     source = write_coco_archives(tmp_path / "source", {"train": 1, "val": 1})
     with pytest.raises(UsageError, match=r"\.zip has MD5 .*damaged"):
         prepare("coco2017", tmp_path / "root", source=source)

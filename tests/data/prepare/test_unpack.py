@@ -1,4 +1,4 @@
-"""Archives are unpacked whole, and those that reach outside are refused."""
+"""Archives are unpacked completely, and hostile archives are refused."""
 
 import io
 import os
@@ -69,14 +69,14 @@ def test_paths_that_leave_the_folder(
 )
 def test_links_and_devices_in_a_tar(kind: bytes, tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", ["top/link"], kind)
-    with pytest.raises(UsageError, match="'top/link' is no plain file"):
+    with pytest.raises(UsageError, match="'top/link' is not a plain file"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
     assert not os.path.lexists(tmp_path / "out" / "top" / "link")
 
 
 def test_links_in_a_zip(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", ["link"], stat.S_IFLNK | 0o777)
-    with pytest.raises(UsageError, match="'link' is no plain file"):
+    with pytest.raises(UsageError, match="'link' is not a plain file"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
@@ -104,3 +104,21 @@ def test_what_does_not_fit_the_disk_is_refused_at_once(tmp_path: Path) -> None:
         big.infolist()[0].file_size = 1 << 50  # as its list of members will claim
     with pytest.raises(UsageError, match=r"big\.zip needs 1048576\.0 GiB"):
         unpack(archive, tmp_path / "out")
+
+
+def test_a_tar_member_that_does_not_fit_the_disk_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("huge.bin")
+    info.size = 1 << 50  # the header claims it; no content follows
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(UsageError, match=r"a\.tar needs 1048576\.0 GiB"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.zip", write_zip), ("a.tar", write_tar)])
+def test_a_file_where_a_folder_is_needed_is_reported_in_one_line(
+    name: str, write: Callable[[Path, list[str]], None], tmp_path: Path
+) -> None:
+    write(tmp_path / name, ["top", "top/below.txt"])
+    with pytest.raises(OSError, match=rf"{name} cannot be unpacked: .*top"):
+        unpack(tmp_path / name, tmp_path / "out")
