@@ -20,7 +20,6 @@ PENDING = (
     "CONTRIBUTING.md",
     "README.md",
     "configs",
-    "d2_plugins/benchmark",
     "d2_plugins/checkpoint",
     "d2_plugins/cli",
     "d2_plugins/config.py",

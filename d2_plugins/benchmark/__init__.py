@@ -1,1 +1,1 @@
-"""Timings and costs of the components, as ratios; tools/benchmark.py runs them."""
+"""Times and costs of the components, and the check of a CUDA device (``d2-plugins benchmark``)."""

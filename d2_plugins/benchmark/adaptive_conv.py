@@ -1,7 +1,7 @@
-"""The adaptive convolution beside a plain convolution and torchvision's deformable one."""
+"""Time of the adaptive convolution relative to a plain and to torchvision's deformable one."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .timing import median_ratio
 __all__ = ["adaptive_conv"]
 
 _STRIDE = 4
-# Largest deviation from the reference, of values whose standard deviation is about 1.
+# Largest allowed deviation from the reference, in standard deviations of its values.
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 3e-1}
 
 
@@ -29,29 +29,30 @@ def adaptive_conv(
     repeats: int = 15,
     slow_repeats: int = 3,
 ) -> dict[str, float]:
-    """The adaptive convolution beside F.conv2d and torchvision's deform_conv2d, by the wall clock.
+    """Time the adaptive convolution, F.conv2d and torchvision's deform_conv2d by the wall clock.
 
-    The feature is contiguous, as a convolution without channels-last gets it. Boxes are like those
-    of Cascade RPN's first stage: moved and rescaled anchors.
+    The feature map is contiguous, as a convolution without channels-last receives it. The boxes
+    resemble those of Cascade RPN's first stage: shifted and rescaled anchors.
 
     Args:
-        size: height and width of the map; the default is that of P2 of an 800 x 1216 image.
-        channels: of the input and of the output.
-        images: of the batch.
-        dtype: of feature and weight.
+        size: height and width of the feature map; the default is level P3 of an 800 x 1216 image.
+        channels: number of input and output channels.
+        images: number of images in the batch.
+        dtype: dtype of feature and weight.
         device: "cpu" or "cuda".
-        backend: of the adaptive convolution.
-        repeats: timings against F.conv2d.
-        slow_repeats: timings against torchvision, which takes seconds on the CPU.
+        backend: backend of the adaptive convolution.
+        repeats: number of measurements against F.conv2d.
+        slow_repeats: number of measurements against torchvision, which takes seconds on the CPU.
 
     Returns:
-        ``forward_vs_conv2d`` and ``train_vs_conv2d`` (forward and backward, for feature and
-        weight): time in units of F.conv2d's, of which 1.0 is the floor, since both take the same
-        products. ``forward_vs_torchvision`` and ``train_vs_torchvision``: how many times faster
-        than offsets and torchvision. ``extra_memory_mb``: in inference, beside inputs and result.
+        ``forward_vs_conv2d`` and ``train_vs_conv2d`` (forward and backward, gradients of feature
+        and weight): time divided by the time of F.conv2d. Both compute the same products, so 1.0
+        is the lower bound. ``forward_vs_torchvision`` and ``train_vs_torchvision``: time of the
+        offsets and torchvision's operator divided by our time. ``extra_memory_mb``: memory at
+        inference in addition to inputs and result.
 
     Raises:
-        RuntimeError: the results are not the reference's.
+        RuntimeError: the results differ from those of the reference.
     """
     torch.manual_seed(0)
     like = {"device": device, "dtype": getattr(torch, dtype)}
@@ -68,32 +69,25 @@ def adaptive_conv(
         "torchvision": adaptive("reference"),
     }
     infer = {name: _inference(f, feature, weight) for name, f in functions.items()}
-    # First, in a process that has kept little memory from other things.
+    # Memory comes first, while the allocator holds little memory of other things.
     extra_memory = extra_memory_mb(infer["ours"], device)
     _check(functions["ours"], functions["torchvision"], feature, weight, _TOLERANCE[dtype])
     train = {name: _training(f, feature, weight) for name, f in functions.items()}
 
-    def clock() -> float:
-        if feature.is_cuda:
-            torch.cuda.synchronize(feature.device)
-        return time.perf_counter()
-
-    def ratio(
-        runs: Mapping[str, Callable[[], object]], name: str, base: str, repeats: int
-    ) -> float:
-        return median_ratio(runs[name], runs[base], repeats=repeats, clock=clock)
+    def ratio(run: Callable[[], object], base: Callable[[], object], repeats: int) -> float:
+        return median_ratio(run, base, repeats=repeats, device=device, clock=time.perf_counter)
 
     return {
-        "forward_vs_conv2d": ratio(infer, "ours", "conv2d", repeats),
-        "forward_vs_torchvision": ratio(infer, "torchvision", "ours", slow_repeats),
-        "train_vs_conv2d": ratio(train, "ours", "conv2d", repeats),
-        "train_vs_torchvision": ratio(train, "torchvision", "ours", slow_repeats),
+        "forward_vs_conv2d": ratio(infer["ours"], infer["conv2d"], repeats),
+        "forward_vs_torchvision": ratio(infer["torchvision"], infer["ours"], slow_repeats),
+        "train_vs_conv2d": ratio(train["ours"], train["conv2d"], repeats),
+        "train_vs_torchvision": ratio(train["torchvision"], train["ours"], slow_repeats),
         "extra_memory_mb": extra_memory,
     }
 
 
 def _refined_anchors(images: int, height: int, width: int) -> Tensor:
-    """Squares of 8 cells on their cells, moved by about a cell and rescaled: (N, H * W, 4)."""
+    """Return squares of about 8 cells, shifted by about a cell from theirs: (N, H * W, 4)."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centre = torch.stack([x, y], dim=-1).reshape(-1, 2) + torch.randn(images, height * width, 2)
     half = 4 * torch.exp(0.3 * torch.randn(images, height * width, 2))
@@ -107,7 +101,7 @@ def _check(
     weight: Tensor,
     tolerance: float,
 ) -> None:
-    """Values and gradients of what is timed, before it is timed."""
+    """Compare values and gradients with the reference before anything is timed."""
     grad = torch.randn_like(feature)
     results = []
     for convolve in (function, reference):
@@ -120,13 +114,15 @@ def _check(
         if not error <= tolerance:
             raise RuntimeError(
                 f"the adaptive convolution's {name} deviates from the reference by {error:.2g} "
-                f"standard deviations: allowed is {tolerance:.2g}"
+                f"standard deviations; allowed: {tolerance:.2g}"
             )
 
 
 def _inference(
     function: Callable[[Tensor, Tensor], Tensor], feature: Tensor, weight: Tensor
 ) -> Callable[[], Tensor]:
+    """Return a forward pass."""
+
     def run() -> Tensor:
         with torch.inference_mode():
             return function(feature, weight)
@@ -137,7 +133,7 @@ def _inference(
 def _training(
     function: Callable[[Tensor, Tensor], Tensor], feature: Tensor, weight: Tensor
 ) -> Callable[[], object]:
-    """Forward and backward; the gradient comes in the memory format of the result."""
+    """Return a forward and backward pass; the gradient has the memory format of the result."""
     x, w = feature.detach().requires_grad_(), weight.detach().requires_grad_()
     with torch.no_grad():
         grad = torch.randn_like(function(x, w))

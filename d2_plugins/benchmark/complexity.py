@@ -1,13 +1,15 @@
-"""Multiply-adds and activations of a detector, part by part.
+"""Multiply-adds and activations of a detector, by part.
 
-fvcore's conventions: one multiply-add is one FLOP; an activation is a number that a convolution, a
-linear layer or a matrix product puts out. Counted are these three, the adaptive (or deformable)
-convolution and RoIAlign. Not counted is what costs little beside them: norms, activation functions,
-arithmetic on single elements, pooling, resizing, sorting and NMS.
+The conventions are fvcore's: one multiply-add is one FLOP, and activations are the outputs of
+convolutions, linear layers and matrix products. Counted are these three, the adaptive and the
+deformable convolution, and RoIAlign. Not counted are cheap operators: norms, activation functions,
+element-wise arithmetic, pooling, resizing, sorting and NMS.
 
-fvcore's own counter traces the model, computes everything on the way, and knows neither of the last
-two. Here operators are watched as they are dispatched, and the slow ones are not computed but give
-zeros: a detector for 800 x 1216 takes seconds.
+Operators are counted as they are dispatched. The expensive ones are not computed, they return
+zeros, so that a detector for 800 x 1216 pixels takes seconds. fvcore's counter has neither the
+adaptive convolution nor RoIAlign, and traces the model. PyTorch's ``FlopCounterMode`` computes
+every operator, does not count activations, and names modules relative to the outermost module that
+is called, which is each part by itself in :class:`.fixed_work.FixedWork`.
 """
 
 from collections import Counter
@@ -28,12 +30,12 @@ from ..layers.adaptive_conv import operators  # noqa: F401  # registers operator
 
 __all__ = ["Costs", "count_costs", "parts_of"]
 
-# Bilinear interpolation: the weighted sum of four numbers.
+# Bilinear interpolation is a weighted sum of four values.
 _PER_SAMPLE = 4
-# RoIAlign's own choice depends on the size of the RoI: 2 x 2 points in a bin are the usual.
+# With sampling_ratio 0 the number of points depends on the size of the RoI; 2 x 2 is typical.
 _ADAPTIVE_POINTS = 4
 
-# Prefixes of modules, numbers of lists left out, and what the part is called; the longest wins.
+# Name of the part by prefix of the module's name, without list indices; the longest prefix wins.
 _PARTS = {
     "backbone.bottom_up": "backbone",
     "backbone": "FPN",
@@ -55,18 +57,18 @@ _REST = "rest"
 
 @dataclass
 class Costs:
-    """What one call of a model cost.
+    """Costs of one call of a model.
 
     Attributes:
-        flops: multiply-adds, by the name of the module that ran the operator and the operator.
-        activations: in the same way.
+        flops: number of multiply-adds by (module name, operator).
+        activations: number of activations by (module name, operator).
     """
 
     flops: Counter[tuple[str, str]] = field(default_factory=Counter)
     activations: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def by_operator(self) -> dict[str, int]:
-        """Multiply-adds of the whole model."""
+        """Return the multiply-adds of the whole model by operator."""
         sums: Counter[str] = Counter()
         for (_, operator), count in self.flops.items():
             sums[operator] += count
@@ -75,15 +77,16 @@ class Costs:
 
 @torch.no_grad()
 def count_costs(model: nn.Module, run: Callable[[], object]) -> Costs:
-    """Count one call of a model, or of something that calls it.
+    """Count the costs of one call of a model.
 
-    The adaptive convolution counts as "adaptive_conv" (the product with the weights) and
-    "adaptive_conv_sampling" (four per interpolated value), torchvision's deformable one likewise,
-    RoIAlign as "roi_align" (four per point, and 2 x 2 points a bin where it chooses by itself).
+    The adaptive convolution counts as "adaptive_conv" (product with the weights) and
+    "adaptive_conv_sampling" (four per interpolated value), and torchvision's deformable convolution
+    likewise. RoIAlign counts as "roi_align" (four per sampling point, 2 x 2 points per bin if the
+    sampling ratio is 0).
 
     Args:
-        model: whose modules are named.
-        run: calls it. Everything that it computes from convolutions is zero.
+        model: the model, for the names of its modules.
+        run: a function that calls the model. Convolutions and products in it return zeros.
     """
     mode = _Counting()
     with _names(model, mode.running), mode:
@@ -93,7 +96,7 @@ def count_costs(model: nn.Module, run: Callable[[], object]) -> Costs:
 
 @contextmanager
 def _names(model: nn.Module, running: list[str]) -> Iterator[None]:
-    """Keeps the names of the modules that are running in ``running``, the innermost last."""
+    """Keep the names of the running modules in ``running``, the innermost last."""
 
     def leave(*_: object) -> None:
         running.pop()
@@ -110,7 +113,7 @@ def _names(model: nn.Module, running: list[str]) -> Iterator[None]:
 
 
 class _Counting(TorchDispatchMode):
-    """Counts operators and gives zeros for the slow ones, of which only the shapes are wanted."""
+    """Count the expensive operators, and return zeros of the right shape for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ def _conv(args: tuple[Any, ...], out: Tensor) -> _Counted:
 
 
 def _matrix_product(name: str, first: int) -> Callable[[tuple[Any, ...], Tensor], _Counted]:
-    """Of (..., M, K) at the argument ``first`` with (..., K, N)."""
+    """Return a formula for the product of (..., M, K), the argument ``first``, and (..., K, N)."""
     return lambda args, out: ({name: out.numel() * args[first].shape[-1]}, True)
 
 
@@ -183,11 +186,14 @@ _OPERATORS: dict[object, Callable[[tuple[Any, ...], Tensor], _Counted]] = {
 
 
 def parts_of(model: nn.Module, counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts summed up by the parts that a detector has.
+    """Sum counts over the parts of a detector.
 
     Args:
         model: the detector.
-        counts: by the name of a module or parameter of it.
+        counts: counts by name of a module or parameter of the detector.
+
+    Returns:
+        The sums by name of the part, in the order in which the parts run.
     """
     names = _PARTS
     if not hasattr(getattr(model, "backbone", None), "bottom_up"):

@@ -1,8 +1,8 @@
-"""A detector given a fixed amount of work, so that its cost says something without its weights.
+"""A detector with a fixed amount of work, so that its cost can be measured without its weights.
 
-An untrained detector proposes and detects next to nothing, or far too much. Here the backbone and
-the proposal generator run as they do, and the RoI heads get a stated number of random proposals and
-detections.
+An untrained detector returns almost no proposals and detections, or far too many. Here the backbone
+and the proposal generator run as usual, and the RoI heads receive a given number of random
+proposals and detections.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ _ROI_TASKS = ("mask_on", "keypoint_on")
 
 
 class FixedWork(nn.Module):
-    """One image through a detector, with as many proposals and detections as one asks for.
+    """Run a detector on one image with a given number of proposals and detections.
 
-    Meta-architectures other than GeneralizedRCNN run as they are: what follows their proposals or
-    boxes costs nothing, and both numbers are without effect.
+    Meta-architectures other than GeneralizedRCNN run unchanged and ignore both numbers: they have
+    no RoI heads.
     """
 
     boxes: Tensor
@@ -38,14 +38,14 @@ class FixedWork(nn.Module):
         num_detections: int,
         seed: int = 0,
     ) -> None:
-        """Draw the boxes and take the model to eval mode.
+        """Draw the boxes and put the model into eval mode.
 
         Args:
             model: the detector.
             size: (H, W) of the image.
-            num_proposals: RoIs of the box head.
-            num_detections: RoIs of the mask and keypoint heads.
-            seed: of the boxes.
+            num_proposals: number of RoIs of the box head.
+            num_detections: number of RoIs of the mask and keypoint heads.
+            seed: random seed of the boxes.
         """
         super().__init__()
         self.model = model.eval()
@@ -58,7 +58,7 @@ class FixedWork(nn.Module):
         self.register_buffer("boxes", boxes, persistent=False)
 
     def forward(self, image: Tensor) -> object:
-        """What the parts return for ``image``, (3, H, W) as the model takes it."""
+        """Return the outputs of all parts for ``image``, (3, H, W) in the model's input format."""
         model = self.model
         inputs = [{"image": image}]
         if not isinstance(model, GeneralizedRCNN):
@@ -92,7 +92,7 @@ class FixedWork(nn.Module):
 
 @contextmanager
 def _boxes_alone(heads: nn.Module) -> Iterator[None]:
-    """RoI heads without masks and keypoints, whose RoIs would be their own detections."""
+    """Switch masks and keypoints off: their RoIs would be the untrained detections."""
     tasks = {name: True for name in _ROI_TASKS if getattr(heads, name, False)}
     for name in tasks:
         setattr(heads, name, False)
@@ -104,10 +104,10 @@ def _boxes_alone(heads: nn.Module) -> Iterator[None]:
 
 
 def random_boxes(number: int, size: tuple[int, int]) -> Tensor:
-    """Boxes clipped to the image, with sides log-uniform from 1/100 to 1/2 of its shorter one.
+    """Return clipped boxes with log-uniform sides, 1/100 to 1/2 of the image's shorter side.
 
     Args:
-        number: R.
+        number: number of boxes, R.
         size: (H, W) of the image in pixels.
 
     Returns:
@@ -122,7 +122,7 @@ def random_boxes(number: int, size: tuple[int, int]) -> Tensor:
 
 
 def typical_size(cfg: CfgNode) -> tuple[int, int]:
-    """(H, W) of a photograph of 2 by 3 as the config resizes it in testing, in multiples of 32."""
+    """Return (H, W) of a photo of aspect ratio 3:2 after test-time resizing, in multiples of 32."""
     height = cfg.INPUT.MIN_SIZE_TEST
     width = min(height * 3 // 2, cfg.INPUT.MAX_SIZE_TEST)
     return _round_up(height), _round_up(width)
@@ -133,13 +133,13 @@ def _round_up(side: int) -> int:
 
 
 def build_fixed_work(cfg: CfgNode, size: tuple[int, int] | None = None) -> FixedWork:
-    """The detector of a config with random weights, and the most work that it takes on in testing.
+    """Build a config's detector with random weights and the maximum of RoIs it has at test time.
 
     Args:
-        cfg: ``MODEL.RPN.POST_NMS_TOPK_TEST`` (or, of given proposals,
-            ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST``) and ``TEST.DETECTIONS_PER_IMAGE`` say how
-            much.
-        size: (H, W) of the image; None takes :func:`typical_size`.
+        cfg: config of the detector. ``MODEL.RPN.POST_NMS_TOPK_TEST`` (for precomputed proposals
+            ``DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST``) and ``TEST.DETECTIONS_PER_IMAGE`` are the
+            numbers of proposals and detections.
+        size: (H, W) of the image; None is :func:`typical_size`.
     """
     work = FixedWork(
         build_model(cfg),

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and the memory that it took."""
+"""Description of the machine, and measurement of memory."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ _MB = 2**20
 
 
 def describe_machine() -> str:
-    """One line: processor, threads, GPU and versions."""
+    """Return one line with the processor, the number of threads, the GPU and the versions."""
     parts = [_processor(), f"{torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
@@ -27,7 +27,7 @@ def describe_machine() -> str:
 
 
 def _processor() -> str:
-    """The processor's name, which Python's own functions do not tell on Linux."""
+    """Return the processor's name; on Linux ``platform.processor`` does not know it."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -35,14 +35,14 @@ def _processor() -> str:
 
 
 def extra_memory_mb(function: Callable[[], Tensor], device: str) -> float:
-    """What a function needs at its peak beside its result.
+    """Return the peak memory of a function in addition to its result.
 
-    On the CPU by the resident memory of the process, so that what libraries allocate by themselves
-    counts, too.
+    On the CPU this is the resident memory of the process, which includes what libraries allocate
+    by themselves.
 
     Args:
-        function: returns one tensor. Called twice, first to warm up.
-        device: where the memory is.
+        function: function that returns one tensor. It is called twice, first as a warm-up.
+        device: device whose memory is measured.
 
     Returns:
         MB of 2**20 bytes; NaN for CPU memory on systems other than Linux.
@@ -58,7 +58,7 @@ def extra_memory_mb(function: Callable[[], Tensor], device: str) -> float:
         return (torch.cuda.max_memory_allocated(device) - before - size) / _MB
     if not sys.platform.startswith("linux"):
         return float("nan")
-    # Hand back what is free but kept, or the function would seem to need none.
+    # Return free memory to the system first; otherwise the function could reuse it unnoticed.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _process_status("VmRSS")
@@ -67,7 +67,7 @@ def extra_memory_mb(function: Callable[[], Tensor], device: str) -> float:
 
 
 def _process_status(field: str) -> int:
-    """Bytes."""
+    """Return a field of /proc/self/status in bytes."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     match = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
     assert match is not None, field

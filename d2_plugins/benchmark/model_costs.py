@@ -1,18 +1,17 @@
-"""One detector's parameters, multiply-adds, activations and latency, part by part."""
+"""Parameters, multiply-adds, activations and latency of a detector, by part."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from tabulate import tabulate
 from torch import nn
 
 from .complexity import count_costs, parts_of
+from .timing import median_seconds
 
-__all__ = ["ModelReport", "PartReport", "analyze", "format_report", "median_seconds"]
+__all__ = ["ModelReport", "PartReport", "analyze", "format_report"]
 
 _NOT_COUNTED = (
     "Not counted: norms, activation functions, arithmetic on single elements, pooling, resizing, "
@@ -22,13 +21,13 @@ _NOT_COUNTED = (
 
 @dataclass(frozen=True)
 class PartReport:
-    """One part of a detector, or all of it.
+    """Costs of one part of a detector, or of the whole detector.
 
     Attributes:
-        parameters: of all kinds; what frozen norms hold are not parameters.
-        trainable: those that a training changes.
-        flops: multiply-adds of one image.
-        activations: numbers that convolutions, linear layers and products put out.
+        parameters: number of parameters; the buffers of frozen norms are not parameters.
+        trainable: number of parameters that training updates.
+        flops: number of multiply-adds for one image.
+        activations: number of outputs of convolutions, linear layers and matrix products.
     """
 
     parameters: int
@@ -39,12 +38,12 @@ class PartReport:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What a detector costs.
+    """Costs of a detector.
 
     Attributes:
-        parts: by name, in the order in which they run.
-        total: their sum.
-        operators: multiply-adds by operator.
+        parts: costs of each part by name, in the order in which the parts run.
+        total: sum over all parts.
+        operators: number of multiply-adds by operator.
         latency_ms: median time of one image; None if not measured.
     """
 
@@ -59,8 +58,8 @@ def analyze(model: nn.Module, run: Callable[[], object], *, repeats: int = 5) ->
 
     Args:
         model: the detector, in eval mode.
-        run: calls it on one image.
-        repeats: timings, after one that is not counted; 0 takes none.
+        run: a function that runs the detector on one image.
+        repeats: number of timings after a warm-up call; 0 skips the timing.
     """
     run = torch.no_grad()(run)
     costs = count_costs(model, run)
@@ -91,26 +90,8 @@ def _by_module(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
     return dict(sums)
 
 
-def median_seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Wall-clock time of a call, after one to warm up.
-
-    Args:
-        run: what is timed.
-        repeats: how often.
-        device: waited for, if it is a GPU.
-    """
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
-
-
 def format_report(report: ModelReport) -> str:
-    """The report as a table of the parts, and the multiply-adds by operator."""
+    """Return the report as text: a table of the parts, and multiply-adds by operator."""
     rows = [
         [name, p.parameters / 1e6, p.trainable / 1e6, p.flops / 1e9, p.activations / 1e6]
         for name, p in [*report.parts.items(), ("total", report.total)]
@@ -124,5 +105,5 @@ def format_report(report: ModelReport) -> str:
         f"One multiply-add is one FLOP. {_NOT_COUNTED}",
     ]
     if report.latency_ms is not None:
-        lines.append(f"Latency: {report.latency_ms:.1f} ms, the median.")
+        lines.append(f"Latency: {report.latency_ms:.1f} ms (median).")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""What a Double-Head costs at inference, and Inverted Attention in training.
+"""Costs of Double-Head at inference and of Inverted Attention in training.
 
-Times on a shared machine mean little alone: everything is a ratio of two things timed in turn.
+On a shared machine only ratios are meaningful, so each pair is timed in turn.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import ROIHeads, build_roi_heads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from .. import model_zoo
 from ..config import get_cfg
+from .complexity import count_costs
 from .timing import median_ratio
 
 __all__ = ["double_head", "flagship_step", "inverted_attention", "whole_step"]
@@ -27,19 +27,8 @@ _STRIDES = (4, 8, 16, 32)
 _EXT = {"LAMBDA_FC": 0.7, "LAMBDA_CONV": 0.8, "NUM_CONV": 2, "CONV_BLOCKS": "nonlocal"}
 
 
-class _BoxBranch(nn.Module):
-    """A box head and its predictor on pooled features, as one module for the FLOP counter."""
-
-    def __init__(self, heads: ROIHeads) -> None:
-        super().__init__()
-        self.head, self.predictor = heads.box_head, heads.box_predictor
-
-    def forward(self, regions: Tensor) -> tuple[Tensor, ...]:
-        return self.predictor(self.head(regions))
-
-
 class _PooledAlready(nn.Module):
-    """Hands out what the pooler of ``heads`` finds, as a leaf, without pooling again."""
+    """Replacement for the pooler of ``heads`` that returns features pooled once, as a leaf."""
 
     def __init__(
         self, heads: ROIHeads, features: dict[str, Tensor], proposals: list[Instances]
@@ -54,16 +43,19 @@ class _PooledAlready(nn.Module):
         return self.pooled
 
 
-def double_head(num_rois: int = 300, repeats: int = 5) -> dict[str, dict[str, float]]:
-    """Box heads at inference beside detectron2's head of two fc layers; 80 classes.
+def double_head(
+    num_rois: int = 300, repeats: int = 5, device: str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """Measure box heads at inference next to detectron2's head of two fc layers; 80 classes.
 
     Args:
-        num_rois: RoIs of an image.
-        repeats: timings of each pair.
+        num_rois: number of RoIs of an image.
+        repeats: number of measured pairs.
+        device: "cpu" or "cuda".
 
     Returns:
-        For each head its parameters in millions, multiply-adds in billions, and its time over
-        that of the head of two fc layers (RoIAlign excepted).
+        For each head: parameters in millions, multiply-adds in billions, and time divided by the
+        time of the head of two fc layers, without RoIAlign.
     """
     heads = {
         "2 fc": _build("StandardROIHeads"),
@@ -71,65 +63,77 @@ def double_head(num_rois: int = 300, repeats: int = 5) -> dict[str, dict[str, fl
         "Double-Head": _build("DoubleHeadROIHeads"),
         "Double-Head-Ext": _build("DoubleHeadROIHeads", double_head=_EXT),
     }
-    regions = torch.randn(2, num_rois, _CHANNELS, 7, 7)
+    regions = torch.randn(2, num_rois, _CHANNELS, 7, 7).to(device)
     runs: dict[str, Callable[[], object]] = {}
     results = {}
     for name, head in heads.items():
-        branch = _BoxBranch(head).eval()
+        branch = nn.Sequential(head.box_head, head.box_predictor).eval().to(device)
         x = regions if name.startswith("Double") else regions[0]
         runs[name] = torch.no_grad()(partial(branch, x))
-        flops = FlopCountAnalysis(branch, x).unsupported_ops_warnings(False)
         results[name] = {
             "parameters_m": sum(p.numel() for p in branch.parameters()) / 1e6,
-            "gmacs": flops.uncalled_modules_warnings(False).total() / 1e9,
-            "time_ratio": median_ratio(runs[name], runs["2 fc"], repeats=repeats),
+            "gmacs": count_costs(branch, runs[name]).flops.total() / 1e9,
+            "time_ratio": median_ratio(runs[name], runs["2 fc"], repeats=repeats, device=device),
         }
     return results
 
 
-def inverted_attention(num_rois: int = 512, repeats: int = 7) -> dict[str, dict[str, float]]:
-    """Training step of the box head part with Inverted Attention over the same without.
+def inverted_attention(
+    num_rois: int = 512, repeats: int = 7, device: str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """Time a training step of the box head with and without Inverted Attention.
 
     Args:
-        num_rois: sampled RoIs, a quarter of them foreground.
-        repeats: timings of each pair.
+        num_rois: number of sampled RoIs; a quarter of them is foreground.
+        repeats: number of measured pairs.
+        device: "cpu" or "cuda".
 
     Returns:
-        For detectron2's head of two fc layers and for Double-Head-Ext: "part", RoIAlign on the maps
-        of a 512 x 512 image, head, losses and backward; "head", the same without RoIAlign.
+        For detectron2's head of two fc layers and for Double-Head-Ext the time with Inverted
+        Attention divided by the time without: "part" is RoIAlign on the maps of a 512 x 512 image,
+        head, losses and backward pass; "head" is the same without RoIAlign.
     """
-    features, proposals = _batch(num_rois)
+    features, proposals = _batch(num_rois, device)
     kinds: dict[str, dict[str, object]] = {"PluginROIHeads": {}, "DoubleHeadROIHeads": _EXT}
     results = {}
     for name, settings in kinds.items():
-        pair = [_build(name, double_head=settings, attention=on).train() for on in (True, False)]
+        pair = [
+            _build(name, double_head=settings, attention=on).to(device).train()
+            for on in (True, False)
+        ]
         steps = [_step(heads, heads._forward_box, features, proposals) for heads in pair]
-        part = median_ratio(*steps, repeats=repeats)
+        part = median_ratio(*steps, repeats=repeats, device=device)
         for heads in pair:
             heads.box_pooler = _PooledAlready(heads, features, proposals)
-        results[name] = {"part": part, "head": median_ratio(*steps, repeats=repeats)}
+        head = median_ratio(*steps, repeats=repeats, device=device)
+        results[name] = {"part": part, "head": head}
     return results
 
 
-def flagship_step(image_size: int = 640, repeats: int = 3) -> dict[str, float]:
-    """Whole training step of csp_cascade.yaml with Inverted Attention over the same without.
+def flagship_step(image_size: int = 640, repeats: int = 3, device: str = "cpu") -> dict[str, float]:
+    """Time a whole training step of csp_cascade.yaml with and without Inverted Attention.
 
     Args:
-        image_size: height and width of the one image of the batch.
-        repeats: timings of each pair.
+        image_size: height and width of the only image of the batch.
+        repeats: number of measured pairs.
+        device: "cpu" or "cuda".
+
+    Returns:
+        ``step``: time with Inverted Attention divided by the time without.
     """
     cfg = model_zoo.get_config("csp_cascade.yaml")
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     return {"step": whole_step(cfg, image_size, repeats)}
 
 
 def whole_step(cfg: CfgNode, image_size: int = 320, repeats: int = 3) -> float:
-    """Training step of a whole detector with Inverted Attention over the same without.
+    """Return the time of a training step with Inverted Attention over the time without.
 
     Args:
-        cfg: of the detector; one of our ROI_HEADS.
-        image_size: height and width of the one image of the batch.
-        repeats: timings of each pair.
+        cfg: config of a detector with one of this package's ROI_HEADS; ``MODEL.DEVICE`` is the
+            device.
+        image_size: height and width of the only image of the batch.
+        repeats: number of measured pairs.
     """
     target = Instances((image_size, image_size))
     target.gt_boxes = Boxes(_boxes(8, image_size))
@@ -140,11 +144,13 @@ def whole_step(cfg: CfgNode, image_size: int = 320, repeats: int = 3) -> float:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.INVERTED_ATTENTION.ENABLED = on
-        cfg.MODEL.MASK_ON = False  # the batch has no masks, and masks do not feel it
+        cfg.MODEL.INVERTED_ATTENTION.START_ITER = 0
+        # The batch has no masks, and Inverted Attention does not affect the mask head.
+        cfg.MODEL.MASK_ON = False
         torch.manual_seed(0)
         model = build_model(cfg).train()
         steps.append(_step(model, model, [{"image": image, "instances": target}]))
-    return median_ratio(*steps, repeats=repeats)
+    return median_ratio(*steps, repeats=repeats, device=cfg.MODEL.DEVICE)
 
 
 def _build(
@@ -174,10 +180,14 @@ def _boxes(count: int, image_size: int) -> Tensor:
     return torch.cat([corners, corners + sizes], dim=1)
 
 
-def _batch(num_rois: int, image_size: int = 512) -> tuple[dict[str, Tensor], list[Instances]]:
+def _batch(
+    num_rois: int, device: str, image_size: int = 512
+) -> tuple[dict[str, Tensor], list[Instances]]:
     torch.manual_seed(0)
     features = {
-        f"p{s}": torch.randn(1, _CHANNELS, image_size // s, image_size // s, requires_grad=True)
+        f"p{s}": torch.randn(1, _CHANNELS, image_size // s, image_size // s)
+        .to(device)
+        .requires_grad_()
         for s in _STRIDES
     }
     rois = Instances((image_size, image_size))
@@ -185,14 +195,16 @@ def _batch(num_rois: int, image_size: int = 512) -> tuple[dict[str, Tensor], lis
     rois.gt_boxes = Boxes(rois.proposal_boxes.tensor + 2)
     rois.gt_classes = torch.full((num_rois,), 80)
     rois.gt_classes[: num_rois // 4] = torch.randint(80, (num_rois // 4,))
-    return features, [rois]
+    return features, [rois.to(device)]
 
 
 def _step(
     model: nn.Module, losses: Callable[..., dict[str, Tensor]], *args: object
 ) -> Callable[[], None]:
+    """Return a training step without the optimizer."""
+
     def step() -> None:
-        with EventStorage(1):  # an iteration without logging
+        with EventStorage(1):  # Statistics are written every 20th iteration, not in this one.
             torch.stack(list(losses(*args).values())).sum().backward()
         model.zero_grad()
 

@@ -5,6 +5,7 @@ import torch
 
 from d2_plugins.benchmark import adaptive_conv as module
 from d2_plugins.benchmark.adaptive_conv import adaptive_conv
+from tests.support.work_clock import ADAPTIVE, DEFORMABLE, WorkClock
 
 KEYS = {
     "forward_vs_conv2d",
@@ -21,6 +22,14 @@ def test_is_timed_beside_both(dtype: str) -> None:
     assert results.keys() == KEYS
     assert all(math.isfinite(value) for value in results.values())
     assert all(value > 0 for name, value in results.items() if name != "extra_memory_mb")
+
+
+def test_ratios_are_over_conv2d_and_under_torchvision(work_clock: WorkClock) -> None:
+    results = adaptive_conv(size=(9, 7), channels=8, repeats=1, slow_repeats=1)
+    assert results["forward_vs_conv2d"] == ADAPTIVE[0]
+    assert results["train_vs_conv2d"] == sum(ADAPTIVE) / 3  # conv2d's backward pass is two products
+    assert results["forward_vs_torchvision"] == DEFORMABLE[0] / ADAPTIVE[0]
+    assert results["train_vs_torchvision"] == sum(DEFORMABLE) / sum(ADAPTIVE)
 
 
 @pytest.mark.parametrize("wrong", ["result", "feature", "weight"])

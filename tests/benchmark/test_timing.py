@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from d2_plugins.benchmark.timing import median_ratio
+from d2_plugins.benchmark.timing import median_ratio, median_seconds
 
 
 def test_median_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +27,11 @@ def test_own_clock() -> None:
     ticks = iter([0, 1, 0, 1, 0, 6, 0, 2])
     ratio = median_ratio(lambda: None, lambda: None, repeats=1, clock=lambda: next(ticks))
     assert ratio == 3
+
+
+def test_median_seconds_is_wall_clock_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0, 100, 0, 3, 0, 9, 0, 4])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    calls = []
+    assert median_seconds(lambda: calls.append("run"), repeats=3) == 4
+    assert calls == ["run"] * 4
