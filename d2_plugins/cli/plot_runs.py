@@ -6,34 +6,22 @@ Runs are named by their folders. Evaluations are never smoothed.
 """
 
 import argparse
-import math
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ..errors import UsageError
 from ..files import atomic_open
-from ..report.curves import COLOURS, limit_losses, style_axes
+from ..report.comparison import choose_metrics, draw_runs, run_names
 from ..report.run import Run, load_run
 from .parsers import exit_status, text_parser
 
-__all__ = ["choose_metrics", "draw_runs", "main", "run_names", "smooth"]
+__all__ = ["main"]
 
 _EXAMPLE = """
 Examples:
     $ tools/plot_runs.py output/plain output/flagship --smooth 0.9 --output runs.png
     $ tools/plot_runs.py output/* --metrics total_loss "bbox/AP*" lr
 """
-
-_DEFAULT_METRICS = ("total_loss", "loss_*", "*bbox/AP", "*segm/AP", "*box_proposals/AR@100")
-_EVALUATIONS = ("bbox", "segm", "keypoints", "box_proposals")
-_MAX_COLUMNS = 3
-_LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,120 +77,3 @@ def _load(folders: Sequence[str]) -> dict[str, Run]:
             raise UsageError(f"{path} has no metrics.json with an iteration in it")
         runs[name] = run
     return runs
-
-
-def run_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of different paths that tell them apart, e.g. ["a/run", "b/run"]."""
-    longest = max(len(folder.parts) for folder in folders)
-    for length in range(1, longest):
-        names = [str(Path(*folder.parts[-length:])) for folder in folders]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
-
-
-def choose_metrics(runs: Sequence[Run], patterns: Sequence[str] | None = None) -> list[str]:
-    """The metrics to draw.
-
-    Args:
-        runs: one of them having a metric is enough.
-        patterns: shell patterns; None takes losses and APs.
-
-    Returns:
-        Keys of ``metrics.json``, in the order of the patterns and then the alphabet.
-
-    Raises:
-        UsageError: nothing matches a pattern, or no default metric is there.
-    """
-    rows = [row for run in runs for row in run.metrics]
-    keys = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
-    known = sorted(keys - {"iteration"})
-    chosen: dict[str, None] = {}
-    for pattern in patterns or _DEFAULT_METRICS:
-        matches = [key for key in known if fnmatchcase(key, pattern)]
-        if not matches and patterns:
-            near = get_close_matches(pattern, known, n=3, cutoff=0.4) or known
-            raise UsageError(f"--metrics: no run has '{pattern}'. Nearest: {', '.join(near)}")
-        chosen.update(dict.fromkeys(matches))
-    if not chosen:
-        raise UsageError(f"the runs have no losses and no APs; --metrics of {', '.join(known)}")
-    return list(chosen)
-
-
-def draw_runs(runs: Mapping[str, Run], metrics: Sequence[str], *, weight: float = 0.0) -> Figure:
-    """A panel per metric, a curve per run, one legend.
-
-    Args:
-        runs: by name.
-        metrics: keys of ``metrics.json``, at least one.
-        weight: see :func:`smooth`; the values themselves are then drawn pale behind.
-    """
-    columns = min(_MAX_COLUMNS, len(metrics))
-    lines = math.ceil(len(metrics) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * lines + 0.5), dpi=120, layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    looks = {
-        name: (COLOURS[i % len(COLOURS)], _LINE_STYLES[i // len(COLOURS) % len(_LINE_STYLES)])
-        for i, name in enumerate(runs)
-    }
-    last = max(row["iteration"] for run in runs.values() for row in run.metrics)
-    for axes, metric in zip(panels, metrics, strict=False):
-        _draw_metric(axes, metric, runs, looks, weight)
-        axes.set_xlim(0, 1.02 * last + 1)
-    for axes in panels[len(metrics) :]:
-        axes.remove()
-    handles = [
-        Line2D([], [], color=colour, linestyle=style, label=name)
-        for name, (colour, style) in looks.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(runs)))
-    return figure
-
-
-def _draw_metric(
-    axes: Axes,
-    metric: str,
-    runs: Mapping[str, Run],
-    looks: Mapping[str, tuple[str, str]],
-    weight: float,
-) -> None:
-    is_evaluation = any(part in _EVALUATIONS for part in metric.split("/"))
-    for name, run in runs.items():
-        colour, style = looks[name]
-        iterations, values = run.series(metric)
-        if not values:
-            continue
-        if is_evaluation:
-            axes.plot(iterations, values, style, color=colour, marker="o", markersize=4, label=name)
-            continue
-        if weight:
-            axes.plot(iterations, values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(iterations, smooth(values, weight), style, color=colour, label=name)
-    axes.set(title=metric, xlabel="iteration")
-    style_axes(axes)
-    if is_evaluation:
-        axes.set_ylim(bottom=0)
-    elif "loss" in metric:
-        limit_losses(axes, [value for run in runs.values() for value in run.series(metric)[1]])
-
-
-def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential mean of the values so far, without the pull towards zero at the start.
-
-    The mean after value t is that of values 0..t with weights ``weight ** (t - i)``; this is
-    Adam's bias correction (Kingma and Ba, arXiv 1412.6980, section 3).
-
-    Args:
-        values: in their order; a NaN or infinity is passed over, and stands in the result.
-        weight: in [0, 1).
-    """
-    smoothed = []
-    total = norm = 0.0
-    for value in values:
-        if not math.isfinite(value):
-            smoothed.append(value)
-            continue
-        total = weight * total + value
-        norm = weight * norm + 1
-        smoothed.append(total / norm)
-    return smoothed

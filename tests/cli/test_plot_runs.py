@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_plugins.cli.plot_runs import choose_metrics, draw_runs, main, run_names, smooth
+from d2_plugins.cli.plot_runs import main
+from d2_plugins.report.comparison import choose_metrics, draw_runs, run_names, smooth
 from d2_plugins.report.run import Run, load_run
 
 

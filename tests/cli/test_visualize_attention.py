@@ -7,7 +7,8 @@ from detectron2.modeling import build_model
 from matplotlib.image import imread
 from PIL import Image
 
-from d2_plugins.cli.visualize_attention import attention_config, explain_regions, main, shade
+from d2_plugins.cli.visualize_attention import main
+from d2_plugins.visualization.inverted_attention import attention_config, explain_regions, shade
 from tests.support.roi_heads import make_detector_cfg
 
 

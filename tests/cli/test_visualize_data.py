@@ -12,9 +12,10 @@ from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from PIL import Image
 
-from d2_plugins.cli.visualize_data import draw_annotations, draw_sample, main, training_samples
+from d2_plugins.cli.visualize_data import main, training_samples
 from d2_plugins.data import register_coco_json
 from d2_plugins.data.mapper import PluginDatasetMapper
+from d2_plugins.visualization.dataset import draw_annotations, draw_sample
 from tests.support.toy import toy_cfg, write_toy_coco
 
 # BGR: 30 of blue, 60 of green, 200 of red.

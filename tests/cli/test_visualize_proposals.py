@@ -10,7 +10,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from d2_plugins.cli.visualize_proposals import choose_cells, main, trace_cells
+from d2_plugins.cli.visualize_proposals import main
+from d2_plugins.visualization.cascade_rpn import choose_cells, trace_cells
 from tests.support.toy import toy_cfg
 
 
