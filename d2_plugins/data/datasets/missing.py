@@ -13,6 +13,7 @@ _COMMANDS = (
     (r"coco_2017_test(-dev)?", "coco2017 --splits test"),
     (r"voc_(2007|2012)_(train|val|trainval|test)(_coco)?", "voc"),
     (r"penn_fudan_(train|val)", "penn_fudan"),
+    (r"bccd_(train|val|test)", "bccd"),
 )
 
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from .bccd import bccd_datasets
 from .derived_coco import CocoDataset
 from .penn_fudan import penn_fudan_datasets
 from .shapes import shapes_datasets
@@ -18,7 +19,12 @@ def dataset_root() -> Path:
 
 def datasets(root: Path) -> list[CocoDataset]:
     """List all datasets of this package under ``root``."""
-    return [*shapes_datasets(root), *penn_fudan_datasets(root), *voc_datasets(root)]
+    return [
+        *shapes_datasets(root),
+        *penn_fudan_datasets(root),
+        *bccd_datasets(root),
+        *voc_datasets(root),
+    ]
 
 
 def register_all(root: Path | None = None) -> None:

@@ -62,7 +62,9 @@ def _content(folder: Path, names: list[str]) -> dict[str, Any]:
     return coco_content(images, annotations, CLASS_NAMES)
 
 
-def read_annotation(path: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
+def read_annotation(
+    path: Path, class_names: tuple[str, ...] = CLASS_NAMES
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Read one of VOC's XML files.
 
     VOC counts pixels from 1 and includes the last one; COCO's boxes are continuous coordinates,
@@ -70,6 +72,7 @@ def read_annotation(path: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
 
     Args:
         path: the file.
+        class_names: names of the classes; the category ids are 1, 2, ...
 
     Returns:
         Width and height, and COCO annotations without ids.
@@ -80,21 +83,21 @@ def read_annotation(path: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
     try:
         tree = ElementTree.parse(path)
         size = {key: int(_text(tree.getroot(), f"size/{key}")) for key in ("width", "height")}
-        return size, [_object(element) for element in tree.iterfind("object")]
+        return size, [_object(element, class_names) for element in tree.iterfind("object")]
     except (ElementTree.ParseError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _object(element: ElementTree.Element) -> dict[str, Any]:
+def _object(element: ElementTree.Element, class_names: tuple[str, ...]) -> dict[str, Any]:
     name = _text(element, "name")
-    if name not in CLASS_NAMES:
-        raise ValueError(f"'{name}' is none of VOC's classes")
+    if name not in class_names:
+        raise ValueError(f"object name is '{name}'; allowed: {', '.join(class_names)}")
     keys = ("xmin", "ymin", "xmax", "ymax")
     xmin, ymin, xmax, ymax = (float(_text(element, f"bndbox/{key}")) for key in keys)
     width, height = xmax - xmin + 1, ymax - ymin + 1
     difficult = int(element.findtext("difficult") or 0)
     return {
-        "category_id": CLASS_NAMES.index(name) + 1,
+        "category_id": class_names.index(name) + 1,
         "bbox": [xmin - 1, ymin - 1, width, height],
         "area": width * height,
         "iscrowd": difficult,

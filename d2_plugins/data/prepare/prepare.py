@@ -129,7 +129,7 @@ def _take(archive: Archive, marker: str, home: Path, source: Path, link: bool) -
 
 def _find_base(folder: Path, marker: str) -> Path | None:
     """Find the folder below or just above ``folder`` in which ``marker`` exists."""
-    bases = [folder, folder / "coco", folder / "VOCdevkit"]
+    bases = [folder, *(folder / name for name in ("coco", "VOCdevkit", "BCCD_Dataset-master"))]
     if folder.resolve().name == PurePosixPath(marker).parts[0]:
         bases.append(folder.resolve().parent)
     return next((base for base in bases if (base / marker).exists()), None)

@@ -148,8 +148,22 @@ _PENN_FUDAN_ALL = Recipe(
     registered={"all": {"penn_fudan_train": 128, "penn_fudan_val": 42}},
 )
 
+_BCCD_ALL = Recipe(
+    home="",
+    archives=(
+        Archive(
+            url="https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip",
+            md5=None,
+            markers={"all": "BCCD/ImageSets/Main/trainval.txt"},
+        ),
+    ),
+    default_splits=("all",),
+    registered={"all": {"bccd_train": 205, "bccd_val": 87, "bccd_test": 72}},
+)
+
 RECIPES: dict[str, Recipe] = {
     "coco2017": _COCO2017,
     "voc": _VOC_BOTH,
     "penn_fudan": _PENN_FUDAN_ALL,
+    "bccd": _BCCD_ALL,
 }

@@ -14,6 +14,7 @@ from tests.support.toy import write_toy_coco
 
 OURS = {
     *("shapes_train", "shapes_val", "penn_fudan_train", "penn_fudan_val"),
+    *("bccd_train", "bccd_val", "bccd_test"),
     *(f"voc_{year}_{split}_coco" for year in (2007, 2012) for split in ("train", "val")),
     *("voc_2007_trainval_coco", "voc_2012_trainval_coco", "voc_2007_test_coco"),
 }
