@@ -8,7 +8,7 @@ install:
 	dev/install.sh $(VENV)
 
 demo: install
-	$(PY) tools/run_demo.py
+	$(PY) -m d2_plugins demo
 
 lint: install
 	$(VENV)/bin/ruff check .

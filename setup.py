@@ -1,4 +1,4 @@
-"""Packaging of d2_plugins. Imports setuptools only: torch is not there under build isolation."""
+"""Packaging of d2_plugins; imports setuptools only, since build isolation hides torch."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ CONFIG_PACKAGES = ["d2_plugins.configs"]
 
 
 def read_version() -> str:
-    """Version of the package, without importing it."""
+    """Return the version of the package without importing it."""
     text = (ROOT / "d2_plugins" / "__init__.py").read_text()
     match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
     if match is None:
@@ -36,12 +36,15 @@ setup(
     ],
     packages=find_packages(include=["d2_plugins", "d2_plugins.*"]) + CONFIG_PACKAGES,
     package_dir={"d2_plugins.configs": "configs"},
+    # The command's entry point is a module of its own, see its docstring.
+    py_modules=["d2_plugins_command"],
+    entry_points={"console_scripts": ["d2-plugins = d2_plugins_command:main"]},
     package_data={
         "d2_plugins": ["py.typed"],
         "d2_plugins.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
     },
-    # detectron2 is not named: it is not on PyPI under its own name, and an installed one is to be
-    # respected. d2_plugins/__init__.py says how to get it.
+    # detectron2 is not listed: PyPI does not have it under its own name, and an installed one must
+    # not be replaced. d2_plugins/__init__.py says how to get it.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

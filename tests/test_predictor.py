@@ -1,4 +1,4 @@
-"""Inference as users run it: DefaultPredictor, and batches beside single images."""
+"""Inference as users run it: DefaultPredictor, and batches compared with single images."""
 
 from pathlib import Path
 from typing import Any
@@ -8,26 +8,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
 from PIL import Image
-from torch import nn
 
 from tests.support.helpers import shared_path
-from tests.support.toy import toy_cfg
-
-
-def lively_model(cfg: CfgNode) -> nn.Module:
-    """A random detector with scores and boxes that depend on the image."""
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    for name, parameter in model.named_parameters():
-        if name.endswith((".bbox_pred.weight", ".cls_score.weight", "objectness_logits.weight")):
-            nn.init.normal_(parameter, std=0.05)
-    return model
+from tests.support.toy import lively_model, toy_cfg
 
 
 @pytest.fixture
@@ -38,11 +22,11 @@ def cfg(tmp_path: Path) -> CfgNode:
     return cfg
 
 
-def test_default_predictor_gives_boxes_in_pixels_of_the_photograph(cfg: CfgNode) -> None:
+def test_default_predictor_gives_boxes_in_pixels_of_the_photo(cfg: CfgNode) -> None:
     path = shared_path("data/demo_images/public_domain_cc0/chelsea.png")
-    photograph = np.asarray(Image.open(path).convert("RGB"))[:, :, ::-1]
-    instances = DefaultPredictor(cfg)(photograph)["instances"]
-    height, width = photograph.shape[:2]
+    photo = np.asarray(Image.open(path).convert("RGB"))[:, :, ::-1]
+    instances = DefaultPredictor(cfg)(photo)["instances"]
+    height, width = photo.shape[:2]
     assert instances.image_size == (height, width)
     boxes = instances.pred_boxes.tensor
     assert len(boxes) > 0
@@ -54,8 +38,7 @@ def test_default_predictor_gives_boxes_in_pixels_of_the_photograph(cfg: CfgNode)
 
 
 def test_a_batch_gives_what_its_images_give_alone(cfg: CfgNode) -> None:
-    """For images of one size. Padding is seen by convolutions near it, in detectron2's FPN and
-    RPN too, and has anchors of its own: between sizes there are differences by design."""
+    """Images of one size only: detectron2's FPN and RPN see the padding and have anchors in it."""
     model = lively_model(cfg)
     images: list[dict[str, Any]] = [
         {"image": torch.randint(0, 256, (3, 96, 64)).float(), "height": 192, "width": 128}

@@ -1,12 +1,10 @@
 #!/usr/bin/env python
-"""What the components cost, as ratios of things timed in turn.
+"""Time the components against alternatives.
 
-    tools/benchmark.py adaptive-conv [--json]
-
-All benchmarks: --help. What they print here: docs/benchmarks.md.
+The same as `d2-plugins benchmark`; --help lists the options.
 """
 
 from d2_plugins.cli.benchmark import main
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

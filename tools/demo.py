@@ -1,10 +1,7 @@
 #!/usr/bin/env python
-"""Detect objects in images, a video or a webcam's pictures, and draw them.
+"""Detect objects in images, a video or a webcam's frames, and draw them.
 
-    tools/demo.py --config-file output/config.yaml --input photo.jpg --output detected \
-        MODEL.WEIGHTS output/model_final.pth
-
-All options: --help.
+The same as `d2-plugins predict`; --help lists the options.
 """
 
 from d2_plugins.cli.predict import main

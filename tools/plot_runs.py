@@ -1,9 +1,7 @@
 #!/usr/bin/env python
-"""Draw the losses and APs of several training runs side by side.
+"""Draw losses and APs of several training runs side by side.
 
-    tools/plot_runs.py output/plain output/flagship --smooth 0.9 --output runs.png
-
-All options: --help.
+The same as `d2-plugins plot-runs`; --help lists the options.
 """
 
 from d2_plugins.cli.plot_runs import main

@@ -1,10 +1,7 @@
 #!/usr/bin/env python
-"""Prepare data sets under the dataset root, or check one.
+"""Prepare datasets under the dataset root, or check one.
 
-    tools/prepare_datasets.py penn_fudan
-    tools/prepare_datasets.py check --json train.json --images train/
-
-All options: --help. Guide: docs/datasets.md.
+The same as `d2-plugins prepare`; --help lists the options.
 """
 
 from d2_plugins.cli.prepare import main

@@ -1,12 +1,10 @@
 #!/usr/bin/env python
-"""The demo: trains a small detector on the embedded shapes and reports; `make demo` runs it.
+"""Train a small detector on the embedded dataset.
 
-Usage: tools/run_demo.py [KEY VALUE ...]
+The same as `d2-plugins demo`; --help lists the options.
 """
 
-import sys
-
-from d2_plugins.cli.demo import run_demo
+from d2_plugins.cli.demo import main
 
 if __name__ == "__main__":
-    run_demo(sys.argv[1:])
+    raise SystemExit(main())

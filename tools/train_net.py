@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Train or evaluate a detector: detectron2's train_net with the components of d2_plugins.
 
-    tools/train_net.py --config-file configs/csp_cascade.yaml --num-gpus 4
-
-All options: --help. Guide: docs/training.md.
+The same as `d2-plugins train`; --help lists the options.
 """
 
 from d2_plugins.cli.train import main

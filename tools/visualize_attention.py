@@ -1,10 +1,7 @@
 #!/usr/bin/env python
-"""Draw what Inverted Attention hides of the objects in a photograph.
+"""Draw what Inverted Attention hides of the objects in a photo.
 
-    tools/visualize_attention.py --config-file configs/csp_cascade.yaml --input photo.jpg \
-        --output attention.png MODEL.WEIGHTS model_final.pth
-
-All options: --help.
+The same as `d2-plugins visualize-attention`; --help lists the options.
 """
 
 from d2_plugins.cli.visualize_attention import main

@@ -1,10 +1,7 @@
 #!/usr/bin/env python
-"""Draw the annotations of a data set, or the augmented samples that a model is trained on.
+"""Draw a dataset's annotations or augmented training samples.
 
-    tools/visualize_data.py --config-file configs/csp_cascade.yaml --source dataloader \
-        --output pictures
-
-All options: --help.
+The same as `d2-plugins visualize-data`; --help lists the options.
 """
 
 from d2_plugins.cli.visualize_data import main

@@ -1,10 +1,7 @@
 #!/usr/bin/env python
-"""Draw what Cascade RPN does to a few cells of a photograph.
+"""Draw the stages of Cascade RPN on a photo.
 
-    tools/visualize_proposals.py --config-file configs/COCO-Proposals/crpn_R_50_FPN_1x.yaml \
-        --input photo.jpg --output proposals.png MODEL.WEIGHTS model_final.pth
-
-All options: --help.
+The same as `d2-plugins visualize-proposals`; --help lists the options.
 """
 
 from d2_plugins.cli.visualize_proposals import main

@@ -1,4 +1,7 @@
-"""The command line of the benchmarks: a sub-command for each, its options from its signature."""
+"""Time the components against alternatives; results are ratios of times measured in turn.
+
+Each benchmark is a sub-command; its options are the arguments of its function.
+"""
 
 import argparse
 import inspect
@@ -12,10 +15,17 @@ from ..benchmark.adaptive_conv import adaptive_conv
 from ..benchmark.cascade_rpn import cascade_rpn, region_matching
 from ..benchmark.machine import describe_machine
 from ..benchmark.roi_heads import double_head, flagship_step, inverted_attention
+from .parsers import exit_status, text_parser
 
 __all__ = ["BENCHMARKS", "main"]
 
-# Functions whose arguments have defaults, numbers, names or sizes, and that return numbers by name.
+_EXAMPLE = """
+Example:
+    $ d2-plugins benchmark adaptive-conv --json
+"""
+
+# Functions whose arguments all have defaults (numbers, names or sizes) and that return numbers by
+# name.
 BENCHMARKS: dict[str, Callable[..., Mapping[str, object]]] = {
     "adaptive-conv": adaptive_conv,
     "cascade-rpn": cascade_rpn,
@@ -26,13 +36,20 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, object]]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the command line names, and print the machine and the numbers.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark and print the machine and the results.
 
     Args:
-        arguments: the command line; None is the process's.
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in the command line.
     """
-    options = vars(_parser().parse_args(arguments))
+    return exit_status(_run, _parser().parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
+    options = vars(args)
     benchmark = BENCHMARKS[options.pop("benchmark")]
     threads, as_json = options.pop("threads"), options.pop("json")
     if threads:
@@ -40,12 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(describe_machine(), file=sys.stderr if as_json else sys.stdout, flush=True)
     results = benchmark(**options)
     print(json.dumps(results) if as_json else "\n".join(_lines(results)))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Times and costs of the components, as ratios of things timed in turn."
-    )
+    parser = text_parser(__doc__, _EXAMPLE)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, function in BENCHMARKS.items():
         text = inspect.getdoc(function)
@@ -57,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("--json", action="store_true", help="print one JSON object")
-        command.add_argument("--threads", type=int, help="PyTorch's threads; default: as it has")
+        command.add_argument("--threads", type=int, help="number of PyTorch's threads")
         for parameter in inspect.signature(function).parameters.values():
             _add_option(command, parameter)
     return parser
@@ -76,7 +92,7 @@ def _add_option(command: argparse.ArgumentParser, parameter: inspect.Parameter) 
 
 
 def _lines(results: Mapping[str, object], indent: str = "") -> list[str]:
-    """Numbers by name, and names of such numbers, as indented lines."""
+    """Format numbers by name, and groups of them, as indented lines."""
     lines = []
     for name, value in results.items():
         if isinstance(value, Mapping):

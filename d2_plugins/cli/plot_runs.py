@@ -19,8 +19,8 @@ __all__ = ["main"]
 
 _EXAMPLE = """
 Examples:
-    $ tools/plot_runs.py output/plain output/flagship --smooth 0.9 --output runs.png
-    $ tools/plot_runs.py output/* --metrics total_loss "bbox/AP*" lr
+    $ d2-plugins plot-runs output/plain output/flagship --smooth 0.9 --output runs.png
+    $ d2-plugins plot-runs output/* --metrics total_loss "bbox/AP*" lr
 """
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture that the command line asks for.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit status: 0, or 2 after a mistake in the command line.

@@ -26,11 +26,11 @@ __all__ = ["main"]
 
 _EXAMPLE = """
 Examples:
-    $ tools/demo.py --config-file output/config.yaml --input photos/ "more/*.jpg" \\
+    $ d2-plugins predict --config-file output/config.yaml --input photos/ "more/*.jpg" \\
         --output detected --json detected.json MODEL.WEIGHTS output/model_final.pth
-    $ tools/demo.py --config-file output/config.yaml --video-input street.mp4 \\
+    $ d2-plugins predict --config-file output/config.yaml --video-input street.mp4 \\
         --output detected --confidence-threshold 0.7 MODEL.WEIGHTS output/model_final.pth
-    $ tools/demo.py --config-file output/config.yaml --webcam --show \\
+    $ d2-plugins predict --config-file output/config.yaml --webcam --show \\
         MODEL.WEIGHTS output/model_final.pth
 """
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Detect what the command line asks for.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit status: 0; 1 if an image could not be read; 2 after a mistake in the command line,

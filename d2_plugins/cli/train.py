@@ -14,8 +14,7 @@ from ..engine.setup import build_cfg, setup
 from ..engine.trainer import Trainer, merge_results
 from ..errors import usage_errors
 from ..report import write_report
-from .arguments import parse_args
-from .parsers import exit_status
+from .parsers import exit_status, parse_train_args
 
 __all__ = ["main", "run"]
 
@@ -26,12 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     """Train or evaluate as the command line says.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit status: 0, or 2 after a mistake in the command line, the config or the data.
     """
-    return exit_status(_launch, parse_args(argv))
+    return exit_status(_launch, parse_train_args(argv))
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -14,14 +14,13 @@ from ..engine.launch import launch_as
 from ..engine.lazy import evaluate, load_lazy_config, train
 from ..errors import usage_errors
 from ..model_zoo import find_config
-from .arguments import check_launch
-from .parsers import exit_status
+from .parsers import check_launch, exit_status
 
 __all__ = ["main"]
 
 _EXAMPLE = """
 Example:
-    $ tools/lazyconfig_train_net.py --config-file configs/lazy/csp_cascade.py --num-gpus 8 \\
+    $ d2-plugins train-lazy --config-file lazy/csp_cascade.py --num-gpus 8 \\
         train.output_dir=output/run
 """
 
@@ -30,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train or evaluate as the command line says.
 
     Args:
-        argv: the arguments, those of detectron2's tool; None takes those of the process.
+        argv: the arguments, those of detectron2's tool; None for those of the process.
 
     Returns:
         The exit status: 0, or 2 after a mistake in the command line, the config or the data.

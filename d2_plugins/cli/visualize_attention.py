@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 _EXAMPLE = """
 Example:
-    $ tools/visualize_attention.py --config-file csp_cascade.yaml --input photo.jpg \\
+    $ d2-plugins visualize-attention --config-file csp_cascade.yaml --input photo.jpg \\
         --output attention.png MODEL.WEIGHTS model_final.pth
 """
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture that the command line asks for.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit status: 0, or 1 if nothing is detected.

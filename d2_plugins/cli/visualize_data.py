@@ -29,10 +29,10 @@ __all__ = ["main", "training_samples"]
 
 _EXAMPLE = """
 Examples:
-    $ tools/visualize_data.py --dataset shapes_train --limit 8 --scale 4 --output pictures
-    $ tools/visualize_data.py --config-file configs/csp_cascade.yaml --source dataloader \\
+    $ d2-plugins visualize-data --dataset shapes_train --limit 8 --scale 4 --output pictures
+    $ d2-plugins visualize-data --config-file csp_cascade.yaml --source dataloader \\
         --output pictures
-    $ tools/visualize_data.py --train-json train.json --train-images train/ --output pictures
+    $ d2-plugins visualize-data --train-json train.json --train-images train/ --output pictures
 """
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw what the command line asks for.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit status: 0; 1 if an image could not be read; 2 after a mistake in the command line,

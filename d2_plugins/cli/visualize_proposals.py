@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 _EXAMPLE = """
 Example:
-    $ tools/visualize_proposals.py --config-file configs/COCO-Proposals/crpn_R_50_FPN_1x.yaml \\
+    $ d2-plugins visualize-proposals --config-file COCO-Proposals/crpn_R_50_FPN_1x.yaml \\
         --input photo.jpg --output proposals.png MODEL.WEIGHTS model_final.pth
 """
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture that the command line asks for.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit status.

@@ -23,7 +23,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run, with logging, seed and output folder set up.
 
     Args:
-        args: from :func:`d2_plugins.engine.parse_args`.
+        args: the parsed command line of a training.
 
     Raises:
         UsageError: see :func:`build_cfg`.
@@ -41,7 +41,7 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
     """The config that a command line asks for.
 
     Args:
-        args: from :func:`d2_plugins.engine.parse_args`.
+        args: the parsed command line of a training.
         check_images: run the pre-flight check on the data sets of the command line.
 
     Raises:

@@ -1,48 +1,95 @@
-"""The command lines of the tools that show something."""
+"""The commands' parsers: help, examples, and mistakes that argparse would let pass."""
 
+import argparse
+import errno
 import importlib
-import runpy
 import shlex
 import sys
+from types import ModuleType
 
 import pytest
 
-from tests.support.helpers import REPO
+from d2_plugins.cli.main import COMMANDS, main
+from d2_plugins.cli.parsers import exit_status, parse_train_args
+from d2_plugins.errors import UsageError
+from d2_plugins.model_zoo import get_config_file
 
-TOOLS = ["demo", "plot_runs", "visualize_attention", "visualize_data", "visualize_proposals"]
+
+def module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"d2_plugins.cli.{command.replace('-', '_')}")
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_help(
-    tool: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_are_understood(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = REPO / "tools" / f"{tool}.py"
-    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    """Their arguments are parsed, and the configs they name exist."""
+    monkeypatch.setattr(sys, "argv", ["pytest"])
     with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(path), run_name="__main__")
+        main([command, "--help"])
     text = capsys.readouterr().out
-    assert f"usage: {tool}.py" in text
-    assert f"$ tools/{tool}.py" in text
-    assert path.stat().st_mode & 0o111
+    assert f"usage: d2-plugins {command} " in text
+    lines = text.replace("\\\n", " ").splitlines()
+    examples = [line.split("$ ", 1)[1] for line in lines if "$ " in line]
+    assert examples
+    monkeypatch.setattr(module_of(command), "exit_status", lambda run, args: 77)
+    for example in examples:
+        words = shlex.split(example)
+        assert words[:2] == ["d2-plugins", command]
+        if "..." in words:
+            continue
+        assert main(words[1:]) == 77
+        if "--config-file" in words:
+            config = words[words.index("--config-file") + 1]
+            assert config == "output/config.yaml" or get_config_file(config)
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_examples_of_the_help_are_understood(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their arguments are parsed."""
-    module = importlib.import_module(f"d2_plugins.cli.{tool}")
-    examples = module._EXAMPLE.replace("\\\n", " ").splitlines()
-    commands = [line.split("$ ", 1)[1] for line in examples if "$ " in line]
-    assert commands
-    reached = []
+def test_detectron2_arguments_and_opts_pass() -> None:
+    args = parse_train_args(
+        ["--config-file", "a.yaml", "--num-gpus", "0", "--resume", "SOLVER.MAX_ITER", "10"]
+    )
+    assert args.resume
+    assert args.num_gpus == 0
+    assert args.opts == ["SOLVER.MAX_ITER", "10"]
+    assert args.dist_url == "auto"
 
-    def stop(*args: object) -> int:
-        reached.append(args)
-        raise FileNotFoundError
 
-    monkeypatch.setattr(module, "exit_status", stop)
-    for command in commands:
-        words = shlex.split(command)
-        assert words[0] == f"tools/{tool}.py"
-        with pytest.raises(FileNotFoundError):
-            module.main(words[1:])
-    assert len(reached) == len(commands)
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["SOLVER.MAX_ITER", "1", "--resume"], "--resume stands after the KEY VALUE pairs"),
+        (["SOLVER.MAX_ITER"], "odd number of words"),
+        (["--num-gpus", "-1"], "--num-gpus is at least 0"),
+        (["--num-machines", "2"], "needs --dist-url"),
+        (["--machine-rank", "1"], "--machine-rank 1"),
+        (["--train-json", "a.json"], "--train-json and --train-images go together"),
+        (["--train-json", "a.json", "--train-images", "a"], "needs --val-json"),
+    ],
+)
+def test_mistakes_are_named(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_train_args(argv)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UsageError("KEY is 3; allowed: 4"), 2, "error: KEY is 3; allowed: 4"),
+        (PermissionError(errno.EACCES, "denied", "a.png"), 2, "error: [Errno 13] denied: 'a.png'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    assert exit_status(run, argparse.Namespace()) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_defects_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_status(lambda args: 1 // 0, argparse.Namespace())

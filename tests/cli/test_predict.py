@@ -21,8 +21,7 @@ from d2_plugins.cli.predict import main
 from d2_plugins.errors import UsageError
 from d2_plugins.visualization.detect_images import find_images
 from d2_plugins.visualization.detector import class_metadata
-from tests.support.toy import toy_cfg, write_toy_coco
-from tests.test_predictor import lively_model
+from tests.support.toy import lively_model, toy_cfg, write_toy_coco
 
 THRESHOLD = 0.34
 

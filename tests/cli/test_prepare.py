@@ -1,10 +1,11 @@
-"""The data set tool's command line: exit status and what it says."""
+"""``d2-plugins prepare`` and ``d2-plugins check``: exit status and messages."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from d2_plugins.cli import check
 from d2_plugins.cli import prepare as cli
 from d2_plugins.data import dataset_root, register_all
 from d2_plugins.data.datasets.shapes import ShapesRecipe, ensure_shapes, shapes_datasets
@@ -14,7 +15,7 @@ from tests.support.toy import write_toy_coco
 
 @pytest.fixture(autouse=True)
 def _no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    # It would keep writing to this test's captured output.
+    # Its handler would keep writing to this test's captured output.
     monkeypatch.setattr(cli, "setup_logger", lambda name: None)
 
 
@@ -38,14 +39,16 @@ def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, images = write_toy_coco(tmp_path)
-    arguments = ["check", "--json", str(json_file), "--images", str(images), "--decode"]
-    assert cli.main(arguments) == 0
+    arguments = ["--json", str(json_file), "--images", str(images), "--decode"]
+    assert check.main(arguments) == 0
     assert "8 images" in capsys.readouterr().out
     content = json.loads(json_file.read_text())
     content["annotations"][3]["category_id"] = 77
     json_file.write_text(json.dumps(content))
-    assert cli.main(arguments) == 1
+    assert check.main(arguments) == 1
     out = capsys.readouterr().out
+    assert cli.main(["check", *arguments]) == 1
+    assert capsys.readouterr().out == out
     assert "category id not in the list" in out
     assert "annotation 4: category 77" in out
 
@@ -54,7 +57,7 @@ def test_check_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_check_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "VOC2012").symlink_to(shared_path("data/voc_small/VOCdevkit/VOC2012"))
     register_all(tmp_path)
-    assert cli.main(["check", "voc_2012_val_coco"]) == 0
+    assert check.main(["voc_2012_val_coco"]) == 0
     assert "33 images" in capsys.readouterr().out
 
 
@@ -65,7 +68,7 @@ def test_check_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["penn_fudan", "--link"], "--link needs --from"),
         (["penn_fudan", "--from", "nowhere"], "no folder nowhere"),
         (["check"], "--json and --images"),
-        (["check", "shapes_trian"], "there is no data set 'shapes_trian'"),
+        (["check", "shapes_trian"], "there is no dataset 'shapes_trian'. Nearest: shapes_train"),
         (["check", "voc_2007_test_coco"], "d2-plugins prepare voc"),
     ],
 )
@@ -73,5 +76,5 @@ def test_mistakes(
     argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register_all(tmp_path)
-    assert cli.main(argv) == 1
+    assert cli.main(argv) == 2
     assert said in capsys.readouterr().err

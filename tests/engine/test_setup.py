@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from d2_plugins.cli.arguments import parse_args
+from d2_plugins.cli.parsers import parse_train_args
 from d2_plugins.engine import build_cfg
 from d2_plugins.engine.trainer import scale_to_world_size
 from d2_plugins.errors import UsageError
@@ -15,7 +15,7 @@ DEMO = "Demo/Base-shapes.yaml"
 
 
 def build(*argv: str) -> object:
-    return build_cfg(parse_args(list(argv)))
+    return build_cfg(parse_train_args(list(argv)))
 
 
 @pytest.fixture

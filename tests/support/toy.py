@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from d2_plugins import get_cfg, model_zoo
 
@@ -107,3 +110,17 @@ def toy_cfg(output_dir: Path, opts: Sequence[object] = ()) -> CfgNode:
     cfg.merge_from_list([*TOY_OPTS, *opts])
     cfg.OUTPUT_DIR = str(output_dir)
     return cfg
+
+
+def lively_model(cfg: CfgNode) -> nn.Module:
+    """A random detector with scores and boxes that depend on the image."""
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".bbox_pred.weight", ".cls_score.weight", "objectness_logits.weight")):
+            nn.init.normal_(parameter, std=0.05)
+    return model
