@@ -19,11 +19,10 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from .derived_coco import CocoDataset, coco_content
 from ...errors import UsageError
 from ...files import staging
+from .derived_coco import CocoDataset, coco_content
 from .shape_outlines import SHAPES, Array, signed_distance, stripes, value_noise
-
 
 __all__ = ["ShapesRecipe", "ensure_shapes", "render_image", "shapes_datasets"]
 

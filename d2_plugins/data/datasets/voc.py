@@ -10,8 +10,8 @@ from typing import Any
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from .derived_coco import CocoDataset, coco_content, derive_json
 from ...errors import UsageError
+from .derived_coco import CocoDataset, coco_content, derive_json
 
 __all__ = ["read_annotation", "voc_datasets"]
 

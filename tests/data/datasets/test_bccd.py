@@ -42,7 +42,7 @@ def test_every_cell_with_an_area_is_there(root: Path) -> None:
             for a in item["annotations"]:
                 box = BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
                 name = CLASS_NAMES[a["category_id"]]
-                found[Path(item["file_name"]).stem, name, *map(float, box)] += 1
+                found[(Path(item["file_name"]).stem, name, *map(float, box))] += 1
     assert found == expected
 
 

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from d2_plugins.data import register_all
-from tests.support.perfect_detections import perfect_scores
 from tests.support.helpers import shared_path
+from tests.support.perfect_detections import perfect_scores
 
 
 @pytest.fixture

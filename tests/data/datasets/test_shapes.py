@@ -15,7 +15,6 @@ from detectron2.data import DatasetCatalog
 from matplotlib.path import Path as Polygon
 from PIL import Image
 
-from d2_plugins.errors import UsageError
 from d2_plugins.data import register_all
 from d2_plugins.data.datasets.shape_outlines import (
     SHAPES,
@@ -30,6 +29,7 @@ from d2_plugins.data.datasets.shapes import (
     render_image,
     shapes_datasets,
 )
+from d2_plugins.errors import UsageError
 
 SMALL = ShapesRecipe(num_images=(("train", 40), ("val", 20)))
 
@@ -112,7 +112,9 @@ def test_recipe_of_this_version_is_unchanged(folder: Path) -> None:
     # Rendered folders are kept under the version's name: a change here needs a new _VERSION.
     boxes = [(a["image_id"], a["category_id"], *a["bbox"]) for a in read(folder)["annotations"]]
     digest = hashlib.sha256(repr(boxes).encode()).hexdigest()
-    assert digest.startswith("addbe1afc20b7699"), "raise _VERSION in d2_plugins/data/datasets/shapes.py"
+    assert digest.startswith("addbe1afc20b7699"), (
+        "raise _VERSION in d2_plugins/data/datasets/shapes.py"
+    )
     # Not to the last bit: other processors may round a texture differently.
     means = [np.asarray(Image.open(path)).mean() for path in sorted(folder.rglob("*.png"))]
     assert [np.mean(means), np.std(means)] == pytest.approx([126.602, 18.959], abs=0.01)

@@ -8,11 +8,11 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 from detectron2.structures import BoxMode
 
-from d2_plugins.errors import UsageError
 from d2_plugins.data import register_all
 from d2_plugins.data.datasets.voc import read_annotation
-from tests.support.perfect_detections import perfect_scores
+from d2_plugins.errors import UsageError
 from tests.support.helpers import shared_path
+from tests.support.perfect_detections import perfect_scores
 
 NAME = "voc_2012_trainval_coco"
 
