@@ -28,8 +28,6 @@ PENDING = (
     "d2_plugins/evaluation",
     "d2_plugins/export",
     "d2_plugins/files.py",
-    "d2_plugins/layers",
-    "d2_plugins/modeling/proposal_generator",
     "d2_plugins/modeling/roi_heads",
     "d2_plugins/report",
     "d2_plugins/visualization",

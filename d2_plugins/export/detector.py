@@ -108,7 +108,7 @@ class ExportableDetector(nn.Module):
         if isinstance(generator, CascadeRPN):
             outputs = generator.run_stages(images, features)
             boxes = generator.stages[-1].decode_all(outputs[-1])
-            logits = outputs[-1].logits
+            logits = outputs[-1].pred_objectness_logits
         else:
             maps = [features[f] for f in generator.in_features]
             logits, deltas = generator.rpn_head(maps)

@@ -1,4 +1,4 @@
-"""Layers that know torch and detectron2.layers only: no registry, no config."""
+"""Layers that depend on torch and detectron2.layers only, not on a registry or a config."""
 
 from .adaptive_conv import AdaptiveConv2d, adaptive_conv2d
 from .attention import CBAM, ECA, SE, build_attention

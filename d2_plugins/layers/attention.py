@@ -5,12 +5,18 @@ stand after the last norm of a residual block and before the shortcut is added.
 
 Every module takes a second, optional argument ``valid``: (N, 1, H, W), 1 on the cells that belong
 to each image and 0 on the padding of the batch (:func:`d2_plugins.layers.padding.valid_mask`). With
-it the global pooling leaves the padding out, so the gates of an image no longer depend on what it
-was batched with. ``None`` means no padding and is the published module. What the modules return
-on padded cells is unspecified: a convolution behind them that should not see the padding needs its
-input multiplied with ``valid``.
+it the global pooling leaves the padding out, so that the gates of an image do not depend on the
+other images of its batch. ``None`` means no padding and is the published module. The result on
+padded cells is unspecified: multiply it with ``valid`` before a convolution that should not see the
+padding.
 
-Shapes: N images, C channels, H, W of the feature map, k kernel size of ECA, r reduction.
+Shape shorthand:
+
+    N: number of images
+    C: number of channels
+    H, W: height and width of the feature map
+    k: kernel size of ECA
+    r: reduction
 """
 
 import math
@@ -34,27 +40,26 @@ __all__ = [
 
 
 def eca_kernel_size(channels: int) -> int:
-    """ECA's adaptive kernel size, psi(C) = |log2(C) / 2 + 1 / 2|_odd (ECA-Net, equation 12).
+    """Return ECA's adaptive kernel size, psi(C) = |log2(C) / 2 + 1 / 2|_odd (ECA-Net, equation 12).
 
-    As the authors' and timm's code have it: truncated, then raised to the next odd number, and at
-    least 3; so 3 up to 127 channels, 5 from 128 and 7 from 2048 on.
+    As in the authors' and timm's code, the number is truncated, raised to the next odd number, and
+    at least 3. This gives 3 up to 127 channels, 5 from 128 and 7 from 2048 on.
     """
     truncated = int((math.log2(channels) + 1) / 2)
     return max(truncated if truncated % 2 else truncated + 1, 3)
 
 
 def _hidden_channels(channels: int, reduction: int) -> int:
-    """floor(C / r), as the authors of SE and CBAM have it.
+    """Return floor(C / r), as in the code of SE's and CBAM's authors.
 
     Raises:
-        ValueError: nothing would be left.
+        ValueError: no hidden channel would be left.
     """
     if reduction < 1:
-        raise ValueError(f"reduction must be at least 1, not {reduction}")
+        raise ValueError(f"reduction is {reduction}; allowed: 1 or more")
     if channels < reduction:
         raise ValueError(
-            f"reduction {reduction} leaves no hidden channel of {channels}: "
-            f"allowed is at most {channels}"
+            f"reduction is {reduction}; allowed for {channels} channels: 1 to {channels}"
         )
     return channels // reduction
 
@@ -70,9 +75,9 @@ class ECA(nn.Module):
         """Build the convolution.
 
         Args:
-            channels: C; only the formula for k looks at it.
-            kernel_size: k, odd; None takes :func:`eca_kernel_size`. Released ECA-Net weights have
-                a k per stage that the formula does not give.
+            channels: number of channels C, which only the formula for k uses.
+            kernel_size: odd kernel size k; None uses :func:`eca_kernel_size`. Released ECA-Net
+                weights have other kernel sizes in some stages.
 
         Raises:
             ValueError: ``kernel_size`` is even or not positive.
@@ -80,7 +85,7 @@ class ECA(nn.Module):
         super().__init__()
         k = eca_kernel_size(channels) if kernel_size is None else kernel_size
         if k < 1 or k % 2 == 0:
-            raise ValueError(f"ECA's kernel_size must be odd and positive, not {k}")
+            raise ValueError(f"kernel_size is {k}; allowed for ECA: odd and positive")
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -99,8 +104,8 @@ class SE(nn.Module):
         """Build the two layers.
 
         Args:
-            channels: C.
-            reduction: r; the hidden layer has floor(C / r) channels.
+            channels: number of channels C.
+            reduction: reduction r; the hidden layer has floor(C / r) channels.
 
         Raises:
             ValueError: C < r.
@@ -126,8 +131,8 @@ class ChannelGate(nn.Module):
         """Build the MLP.
 
         Args:
-            channels: C.
-            reduction: r; the hidden layer has floor(C / r) channels.
+            channels: number of channels C.
+            reduction: reduction r; the hidden layer has floor(C / r) channels.
 
         Raises:
             ValueError: C < r.
@@ -149,7 +154,7 @@ class ChannelGate(nn.Module):
 class SpatialGate(nn.Module):
     """CBAM's spatial attention: x * sigmoid(BN(conv7x7([max_c x; mean_c x]))) (CBAM, equation 3).
 
-    The paper's formula lists the mean first and shows no norm; the authors' code, and so their
+    The paper's formula lists the mean first and has no norm. The authors' code, and so their
     weights, have the maximum first and a BatchNorm of momentum 0.01. Its weight starts at zero, so
     that the gate starts at 0.5 everywhere.
     """
@@ -179,8 +184,8 @@ class CBAM(nn.Module):
         """Build both gates.
 
         Args:
-            channels: C.
-            reduction: r of the channel gate.
+            channels: number of channels C.
+            reduction: reduction r of the channel gate.
 
         Raises:
             ValueError: C < r.
@@ -201,23 +206,24 @@ _BUILDERS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
 }
 
 ATTENTION_NAMES: tuple[str, ...] = tuple(_BUILDERS)
-"""What :func:`build_attention` knows."""
+"""Names that :func:`build_attention` accepts."""
 
 
 def build_attention(
     name: str, channels: int, *, reduction: int = 16, kernel_size: int | None = None
 ) -> nn.Module:
-    """An attention module by name; its ``forward(x, valid=None)`` keeps the shape of ``x``.
+    """Build an attention module by name; ``forward(x, valid=None)`` keeps the shape of ``x``.
 
     Args:
         name: "eca", "cbam" or "se".
-        channels: C of the map it will see.
-        reduction: r of CBAM and SE; ECA has none.
-        kernel_size: k of ECA, odd; None takes the paper's formula. CBAM and SE have none.
+        channels: number of channels C of its input.
+        reduction: reduction r of CBAM and SE; ECA does not use it.
+        kernel_size: odd kernel size k of ECA; None uses the paper's formula. CBAM and SE do not
+            use it.
 
     Raises:
-        ValueError: an unknown name or an impossible option; the message says what is allowed.
+        ValueError: the name is unknown or an option is not allowed; the message says what is.
     """
     if name not in _BUILDERS:
-        raise ValueError(f"unknown attention '{name}'; allowed: {', '.join(ATTENTION_NAMES)}")
+        raise ValueError(f"attention is '{name}'; allowed: {', '.join(ATTENTION_NAMES)}")
     return _BUILDERS[name](channels, reduction, kernel_size)

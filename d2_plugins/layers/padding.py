@@ -1,11 +1,16 @@
-"""Where in a padded batch the images are.
+"""Positions of the images in a padded batch, and pooling that leaves the padding out.
 
-detectron2 pads the images of a batch, at the bottom and on the right and after normalisation, with
-exact zeros, and then calls ``backbone(images.tensor)`` without their sizes. Convolutions see that
-padding near the border only, but everything that pools over the whole map sees all of it. The sizes
-can be read off the batch again, and these functions do so, without waiting for the device.
+detectron2 pads the images of a batch with exact zeros, at the bottom and on the right and after
+normalisation, and then calls ``backbone(images.tensor)`` without their sizes. Convolutions see the
+padding only near the border, but global pooling sees all of it. These functions recover the sizes
+from the batch, without waiting for the device.
 
-Shapes: N images, C channels, H, W of a feature map, Hi, Wi of the image batch.
+Shape shorthand:
+
+    N: number of images
+    C: number of channels
+    H, W: height and width of a feature map
+    Hi, Wi: height and width of the image batch
 """
 
 import math
@@ -26,12 +31,12 @@ _STEP = 256.0
 
 
 def valid_extent(images: Tensor) -> Tensor:
-    """Height and width of every image in a zero-padded batch.
+    """Return the height and width of every image in a zero-padded batch.
 
     The extent ends at the last row and the last column that are not zero in every channel. An
-    image pixel is exactly zero only where it equals the pixel mean in every channel, so an image is
-    cut short only if its whole last row or column is of that very colour. An image of nothing but
-    zeros is taken to fill the batch.
+    image pixel is exactly zero only if it equals the pixel mean in every channel, so an image is
+    cut short only if its whole last row or column has exactly that colour. An image that is zero
+    everywhere is assumed to fill the batch.
 
     Args:
         images: (N, C, Hi, Wi), normalised and padded at the bottom and on the right.
@@ -49,15 +54,15 @@ def _last_true(flags: Tensor) -> Tensor:
 
 
 def valid_mask(extent: Tensor, stride: int, like: Tensor) -> Tensor:
-    """1 where a cell of a feature map belongs to the image, 0 where it belongs to the padding.
+    """Return 1 for the cells of a feature map that belong to the image, 0 for the padding.
 
     A map of stride s over an unpadded image of height h has ceil(h / s) rows, which is what every
-    ResNet and CSPNet layer gives; those rows of the padded batch's map are valid.
+    ResNet and CSPNet layer gives. These rows of the padded batch's map are valid.
 
     Args:
         extent: (N, 2) heights and widths in image pixels, see :func:`valid_extent`.
-        stride: of the feature map, in image pixels.
-        like: (N, C, H, W) map whose size, dtype and device the mask takes.
+        stride: stride of the feature map, in image pixels.
+        like: feature map (N, C, H, W) whose size, dtype and device the mask gets.
 
     Returns:
         (N, 1, H, W) of zeros and ones.
@@ -69,7 +74,7 @@ def valid_mask(extent: Tensor, stride: int, like: Tensor) -> Tensor:
 
 
 def subsample_mask(valid: Tensor | None, stride: int) -> Tensor | None:
-    """The mask behind a layer of the given stride: (N, 1, H, W) -> (N, 1, ceil(H/s), ceil(W/s)).
+    """Return the mask after a layer of stride s: (N, 1, H, W) -> (N, 1, ceil(H/s), ceil(W/s)).
 
     Exact, since ceil(ceil(h / a) / b) = ceil(h / (a * b)).
     """
@@ -81,12 +86,12 @@ def subsample_mask(valid: Tensor | None, stride: int) -> Tensor | None:
 def zero_padding_(x: Tensor, valid: Tensor | None) -> Tensor:
     """Zero the padded cells of ``x`` in place, so that a convolution sees them as a border.
 
-    Meant for the output of a norm, ahead of its in-place ReLU: neither needs its result in the
-    backward pass of what came before, so this costs no memory.
+    Apply it to the output of a norm, before an in-place ReLU: the backward pass of the norm does
+    not need its output, so this costs no memory.
 
     Args:
         x: (N, C, H, W).
-        valid: (N, 1, H, W) of zeros and ones; None leaves ``x`` as it is.
+        valid: (N, 1, H, W) of zeros and ones; None leaves ``x`` unchanged.
 
     Returns:
         ``x``.
@@ -95,14 +100,13 @@ def zero_padding_(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Spatial mean over the valid cells of each image.
+    """Return the spatial mean over the valid cells of each image.
 
-    Written as a product with the mask, so that ``x`` is read once and nothing of its size is
-    stored.
+    It is a product with the mask, which reads ``x`` once and stores nothing of its size.
 
     Args:
         x: (N, C, H, W).
-        valid: (N, 1, H, W) of zeros and ones with at least a one per image; None is all ones.
+        valid: (N, 1, H, W) of zeros and ones with at least a one per image; None means all ones.
 
     Returns:
         (N, C).
@@ -117,7 +121,7 @@ def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def masked_max(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Spatial maximum over the valid cells of each image: (N, C, H, W) -> (N, C).
+    """Return the spatial maximum over the valid cells of each image: (N, C, H, W) -> (N, C).
 
     Args:
         x: (N, C, H, W).

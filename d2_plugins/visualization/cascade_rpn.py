@@ -73,7 +73,7 @@ def trace_cells(
     sizes = {name: tuple(features[name].shape[-2:]) for name in generator.in_features}
     stages = [torch.cat([b[0] for b in output.boxes]) for output in outputs]
     stages.append(torch.cat(generator.stages[-1].refine(outputs[-1], images.image_sizes), dim=1)[0])
-    scores = torch.cat([x[0] for x in outputs[-1].logits]).sigmoid()
+    scores = torch.cat([x[0] for x in outputs[-1].pred_objectness_logits]).sigmoid()
     if cells:
         chosen = torch.tensor([_number(cell, sizes) for cell in cells], device=scores.device)
     else:

@@ -139,12 +139,12 @@ def test_eca_kernel_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "channels", "options", "message"),
     [
-        ("ecam", 64, {}, "unknown attention 'ecam'; allowed: eca, cbam, se"),
-        ("eca", 64, {"kernel_size": 4}, "odd and positive, not 4"),
-        ("eca", 64, {"kernel_size": -1}, "odd and positive, not -1"),
-        ("cbam", 8, {}, "reduction 16 leaves no hidden channel of 8: allowed is at most 8"),
-        ("se", 8, {"reduction": 9}, "at most 8"),
-        ("se", 8, {"reduction": 0}, "at least 1"),
+        ("ecam", 64, {}, "attention is 'ecam'; allowed: eca, cbam, se"),
+        ("eca", 64, {"kernel_size": 4}, "kernel_size is 4; allowed for ECA: odd and positive"),
+        ("eca", 64, {"kernel_size": -1}, "kernel_size is -1; allowed for ECA: odd and positive"),
+        ("cbam", 8, {}, "reduction is 16; allowed for 8 channels: 1 to 8"),
+        ("se", 8, {"reduction": 9}, "1 to 8"),
+        ("se", 8, {"reduction": 0}, "reduction is 0; allowed: 1 or more"),
     ],
 )
 def test_impossible_options_raise(name: str, channels: int, options: dict, message: str) -> None:

@@ -1,6 +1,6 @@
 """The Triton kernels under Triton's interpreter, on CPU tensors, against the reference.
 
-The interpreter has to be chosen before Triton is imported, so test_adaptive_conv_triton.py runs
+The interpreter has to be chosen before Triton is imported, so test_triton_cuda.py runs
 this file in a process of its own, as ``TRITON_INTERPRET=1 pytest <this file>`` does.
 """
 
@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 
 from d2_plugins.layers import adaptive_conv2d
-from d2_plugins.layers.adaptive_conv import (
-    operators,
-    triton_cuda,
-)
-from tests.layers.adaptive_conv.test_convolution import (
+from d2_plugins.layers.adaptive_conv import operators, triton_cuda
+from tests.support.adaptive_conv import (
     jittered_boxes,
     non_finite_boxes,
     with_gradients,

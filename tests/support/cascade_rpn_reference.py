@@ -1,5 +1,4 @@
-"""The outputs of mmdetection's Cascade RPN head (shared/oracles/crpn_c32.npz), and how far we are
-from them."""
+"""Outputs of mmdetection's Cascade RPN head (shared/oracles/crpn_c32.npz), and our deviations."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor
 
 from d2_plugins.modeling.proposal_generator import CascadeRPN, CascadeRPNLoss
+from d2_plugins.modeling.proposal_generator.cascade_rpn_loss import IoUTargets, RegionTargets
 from tests.support.cascade_rpn import LEVELS, crpn, crpn_cfg, image_list, instances
 from tests.support.helpers import shared_path
 
@@ -18,9 +18,9 @@ from tests.support.helpers import shared_path
 _LAYERS = {"rpn_conv.conv": "conv", "rpn_reg": "bbox_deltas", "rpn_cls": "objectness"}
 
 LOSSES = {
-    "loss_rpn_s0_reg": "loss/s0.loss_rpn_reg",
-    "loss_rpn_s1_cls": "loss/s1.loss_rpn_cls",
-    "loss_rpn_s1_reg": "loss/s1.loss_rpn_reg",
+    "loss_rpn_stage1_loc": "loss/s0.loss_rpn_reg",
+    "loss_rpn_stage2_cls": "loss/s1.loss_rpn_cls",
+    "loss_rpn_stage2_loc": "loss/s1.loss_rpn_reg",
 }
 
 
@@ -60,14 +60,14 @@ class Reference:
         return [Boxes(self[f"gt/{n}"]) for n in (0, 1)]
 
     def features(self) -> dict[str, Tensor]:
-        """The maps, fresh and with gradient."""
+        """Return new copies of the feature maps, which take gradients."""
         return {
             name: x.clone().requires_grad_()
             for name, x in zip(LEVELS, self.levels("feat"), strict=True)
         }
 
     def model(self) -> CascadeRPN:
-        """Our model with the reference's weights, config and sampled cells."""
+        """Return our model with the reference's weights, config and sampled cells."""
         cfg = crpn_cfg()
         cfg.MODEL.RPN.LOSS_WEIGHT = 0.7
         model = crpn(channels=32, cfg=cfg)
@@ -76,13 +76,24 @@ class Reference:
         return model
 
     def sampled(self, criterion: CascadeRPNLoss) -> CascadeRPNLoss:
-        """``criterion`` with the reference's samples in place of its own."""
-        chosen = iter([(self[f"s1/pos_inds/img{n}"], self[f"s1/neg_inds/img{n}"]) for n in (0, 1)])
+        """Return ``criterion`` with the reference's samples in place of its own."""
+        chosen = [(self[f"s1/pos_inds/img{n}"], self[f"s1/neg_inds/img{n}"]) for n in (0, 1)]
         return _Sampled(**dataclasses.asdict(criterion), chosen=chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sampled(CascadeRPNLoss):
+    chosen: list[tuple[Tensor, Tensor]]
+
+    def targets(self, number: int) -> RegionTargets | IoUTargets:
+        rules = super().targets(number)
+        if number == 1:
+            return rules
+        return _SampledTargets(**dataclasses.asdict(rules), chosen=iter(self.chosen))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SampledTargets(IoUTargets):
     chosen: Iterator[tuple[Tensor, Tensor]]
 
     def sample(self, matches: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,14 +101,14 @@ class _Sampled(CascadeRPNLoss):
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
-    """Largest error relative to the largest number; infinite where shapes differ."""
+    """Return the largest error over the largest number, or infinity if the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
 
 
 def deviations(model: CascadeRPN, reference: Reference) -> dict[str, float]:
-    """One training pass of ``model`` against the reference: losses, gradients and proposals."""
+    """Run a training pass and compare losses, gradients and proposals with the reference."""
     features = reference.features()
     gt = [
         instances(s, b.tensor)

@@ -12,11 +12,16 @@ over t of A_t x W_t. With B_t = A_t^T g, the transposed gather of the gradient g
     dx = sum_t B_t W_t^T    and    dW_t = x^T B_t,
 
 so one set of columns, B, serves both, and again a block at a time. The transposed gather is one
-more embedding bag, once the (cell, share) pairs are sorted by what they read: deterministic, and
-without atomics.
+more embedding bag, once the (cell, share) pairs are sorted by the cell that they read. This is
+deterministic and needs no atomic additions.
 
-Shapes: N images, C_in, C_out channels, H, W of the feature map, P = N * H * W cells of all images,
-B cells of a block.
+Shape shorthand:
+
+    N: number of images
+    C_in, C_out: numbers of channels
+    H, W: height and width of the feature map
+    P: number of cells of all images, N * H * W
+    B: number of cells of a block
 """
 
 import math
@@ -41,14 +46,14 @@ _MIN_BLOCK_CELLS = 64
 def forward(
     feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None, stride: float
 ) -> Tensor:
-    """The convolution; arguments and result as in :func:`.adaptive_conv.adaptive_conv2d`.
+    """Convolve; arguments and result as of :func:`.convolution.adaptive_conv2d`.
 
     Returns:
         (N, C_out, H, W), channels-last in memory.
     """
     images, _, height, width = feature.shape
     rows = _rows(feature)
-    lines = images * height  # of cells, all images below each other
+    lines = images * height  # rows of cells, with all images below each other
     result = empty_result(feature, weight)
     out = result.permute(0, 2, 3, 1).view(lines, width, len(weight))
     number, share = _corners(boxes.to(rows.dtype), (height, width), stride)
@@ -61,7 +66,7 @@ def forward(
         index, part = (table.t().reshape(-1) for table in _pairs(number[here], share[here]))
         target = out[tile]
         bags = starts[: len(index) // _CORNERS]
-        # No name for the columns: it would keep them until there are the next ones.
+        # Do not bind the columns to a name: it would keep them alive during the next block.
         target.copy_(product(_bag_sums(rows, index, part, bags)).view_as(target))
     return result
 
@@ -75,16 +80,16 @@ def backward(
     need_feature: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`forward`.
+    """Compute the gradients of :func:`forward`.
 
     Args:
-        grad: (N, C_out, H, W), of the result.
-        feature: as in the forward pass, and likewise the next three.
+        grad: gradient (N, C_out, H, W) of the result.
+        feature: feature of the forward pass; the next three arguments likewise.
         boxes: see ``feature``.
         weight: see ``feature``.
         stride: see ``feature``.
-        need_feature: compute the feature's gradient.
-        need_weight: compute the weight's gradient.
+        need_feature: compute the gradient of the feature.
+        need_weight: compute the gradient of the weight.
 
     Returns:
         The gradients of ``feature`` and ``weight``; one that is not needed is empty.
@@ -94,9 +99,9 @@ def backward(
         boxes.to(rows.dtype), (feature.shape[2], feature.shape[3]), stride
     )
     block = _block_cells(grad_rows)
-    # Where the pairs of each block begin: all that the loop needs to know on the Python side.
+    # First pair of each block, as Python numbers for the slices in the loop.
     cuts = starts[: -1 : block * TAPS].tolist() + starts[-1:].tolist()
-    # As the forward pass of the convolution with input and output exchanged.
+    # dx is the product of a convolution with input and output channels exchanged.
     product = RowProduct(_as_matrix(weight.transpose(0, 1)), None, min(block, len(rows)))
     grad_feature = torch.empty_like(rows if need_feature else rows[:0])
     grad_weight = rows.new_zeros((feature.shape[1], TAPS * len(weight)))
@@ -105,12 +110,13 @@ def backward(
         cells = slice(first, min(first + block, len(rows)))
         pairs = slice(cuts[k], cuts[k + 1])
         bags = starts[cells.start * TAPS : cells.stop * TAPS] - pairs.start
+        # The columns of B: for each cell, the gradients of the cells that read it, per tap.
         columns = _bag_sums(grad_rows, cell[pairs], share[pairs], bags).to(product.dtype)
         if need_feature:
             grad_feature[cells] = product(columns)
         if need_weight:
             grad_weight += sum_of_outer_products(rows[cells].to(product.dtype), columns)
-        del columns  # or they would be there until there are the next ones
+        del columns  # or they would stay alive during the next block
     return (
         _as_feature(grad_feature, feature) if need_feature else feature.new_empty(0),
         _as_weight(grad_weight, weight) if need_weight else weight.new_empty(0),
@@ -118,7 +124,7 @@ def backward(
 
 
 def _rows(feature: Tensor) -> Tensor:
-    """(N, C, H, W) -> (P, C), in the precision of the gather."""
+    """(N, C, H, W) -> (P, C), in the dtype of the interpolation."""
     dtype = gather_dtype(feature.dtype)
     feature = feature.to(dtype).contiguous(memory_format=torch.channels_last)
     return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
@@ -144,14 +150,15 @@ def _as_weight(product: Tensor, weight: Tensor) -> Tensor:
 
 
 def _block_cells(rows: Tensor) -> int:
-    """Cells of a block, by the size of its columns."""
+    """Return the number of cells of a block, whose columns should stay in the cache."""
     return max(_BLOCK_BYTES // (TAPS * rows.shape[1] * rows.element_size()), _MIN_BLOCK_CELLS)
 
 
 def _tiles(lines: int, width: int, cells: int) -> Iterator[tuple[slice, slice]]:
-    """Cover a map by tiles of up to ``cells`` cells that together read the least.
+    """Yield tiles of at most ``cells`` cells that cover a map and read as little as possible.
 
-    The taps of a tile read its cells and, for boxes as of anchors, about four more on each side.
+    The taps of a tile read its cells and, for boxes of the size of anchors, about four more on each
+    side.
     """
     choices = []
     for columns in {math.ceil(width / n) for n in range(math.ceil(width / cells), width + 1)}:
@@ -165,7 +172,7 @@ def _tiles(lines: int, width: int, cells: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _corners(boxes: Tensor, size: tuple[int, int], stride: float) -> tuple[Tensor, Tensor]:
-    """The two columns and the two rows of the map that are around the taps.
+    """Return the two columns and the two rows of the map around each tap.
 
     Args:
         boxes: (N, H * W, 4).
@@ -173,10 +180,10 @@ def _corners(boxes: Tensor, size: tuple[int, int], stride: float) -> tuple[Tenso
         stride: image pixels per feature cell.
 
     Returns:
-        Two (3, 2, 2, N * H, W): the three taps, the two cells around each, for x and for y. The
-        first, int32: numbers whose sum over x and y is the number of a cell among all P. The
-        second: shares whose product is the cell's share in the sample. Cells outside of the map
-        have no share, and the number of the nearest cell inside.
+        Two tensors (3, 2, 2, N * H, W), for the three taps, the two cells around each, and x and
+        y. The first, int32, has numbers whose sum over x and y is the number of a cell among all P.
+        The second has shares whose product is the cell's share in the sample. Cells outside of the
+        map have the share 0 and the number of the nearest cell inside.
     """
     images, (height, width) = len(boxes), size
     low, high = boxes.reshape(-1, 2, 2).permute(1, 2, 0).contiguous()  # each (2, P), x before y
@@ -197,14 +204,14 @@ def _corners(boxes: Tensor, size: tuple[int, int], stride: float) -> tuple[Tenso
 
 
 def _pairs(number: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Number and share of every cell that the taps of B cells read.
+    """Return the number and the share of every cell that the taps of B cells read.
 
     Args:
         number: (3, 2, 2, h, w) of a tile of B = h * w cells, see :func:`_corners`.
         share: the same shape.
 
     Returns:
-        Two (36, B), taps in row-major order.
+        Two tensors (36, B), taps in row-major order.
     """
     index = number[:, None, :, None, 1] + number[None, :, None, :, 0]
     product = share[:, None, :, None, 1] * share[None, :, None, :, 0]
@@ -214,17 +221,17 @@ def _pairs(number: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
 def _transposed_pairs(
     boxes: Tensor, size: tuple[int, int], stride: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For every cell and tap, which cells read that cell with that tap, and with which share.
+    """Return, for every cell and tap, the cells that read it with that tap, and their shares.
 
     Returns:
-        The cells (int32) and the shares, sorted by (cell read, tap), and (9 * P + 1) int32 starts
-        of the groups.
+        The reading cells (int32) and their shares, sorted by (cell read, tap); and (9 * P + 1)
+        int32 starts of the groups.
     """
     index, share = _pairs(*_corners(boxes, size, stride))
     cells = index.shape[1]
     taps = torch.arange(TAPS, dtype=torch.int32).repeat_interleave(_CORNERS)
     group = index.mul_(TAPS).add_(taps[:, None])
-    group.masked_fill_(share == 0, TAPS * cells)  # sorted to the end, behind the last group
+    group.masked_fill_(share == 0, TAPS * cells)  # sorted to the end, after the last group
     order = group.view(-1).argsort(stable=True)
     counts = torch.bincount(group.view(-1), minlength=TAPS * cells + 1)[:-1]
     starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
@@ -233,6 +240,6 @@ def _transposed_pairs(
 
 
 def _bag_sums(rows: Tensor, index: Tensor, share: Tensor, starts: Tensor) -> Tensor:
-    """Weighted sums of rows: (9 * B) bags of (index, share) pairs -> (B, 9 * C) columns."""
+    """Return weighted sums of rows: 9 * B bags of (index, share) pairs -> (B, 9 * C) columns."""
     sums = F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=share)
     return sums.view(-1, TAPS * rows.shape[1])

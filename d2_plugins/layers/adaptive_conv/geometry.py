@@ -1,4 +1,4 @@
-"""Where the nine taps of the adaptive convolution are, as pure functions of the boxes.
+"""Positions of the nine taps of the adaptive convolution, as pure functions of the boxes.
 
 Cascade RPN (Vu et al., NeurIPS 2019), section 3.2: the 3 x 3 taps at a cell are the centre, the
 corners and the edge midpoints of that cell's box. For a box (x1, y1, x2, y2) in image pixels on a
@@ -9,7 +9,11 @@ map of stride s they are the points
 in units of feature cells, where cell (row i, column j) is the point (i, j). A box with a coordinate
 that is not finite samples nothing: its taps are put outside of every map.
 
-Shapes: N images, C channels, H, W of the feature map.
+Shape shorthand:
+
+    N: number of images
+    C_out: number of output channels
+    H, W: height and width of the feature map
 """
 
 import torch
@@ -18,7 +22,6 @@ from torch import Tensor
 __all__ = [
     "TAPS",
     "axis_taps",
-    "check_inputs",
     "deform_offsets",
     "empty_result",
     "sampling_points",
@@ -29,44 +32,11 @@ TAPS = 9
 _OUTSIDE = -1e6
 
 
-def check_inputs(
-    feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None, stride: float
-) -> None:
-    """Raise for arguments that no adaptive convolution takes.
-
-    Raises:
-        ValueError: a shape, dtype or stride does not fit; says what is expected.
-    """
-    if stride <= 0:
-        raise ValueError(f"stride must be positive, not {stride}")
-    if feature.dim() != 4 or 0 in feature.shape[1:]:
-        raise ValueError(
-            f"feature must have shape (N, C, H, W) with no C, H, W of 0, not {tuple(feature.shape)}"
-        )
-    images, channels, height, width = feature.shape
-    if boxes.shape != (images, height * width, 4):
-        raise ValueError(
-            f"boxes must have shape (N, H * W, 4) = {(images, height * width, 4)} for a feature "
-            f"of shape {tuple(feature.shape)}, not {tuple(boxes.shape)}"
-        )
-    if weight.dim() != 4 or weight.shape[1:] != (channels, 3, 3):
-        raise ValueError(
-            f"weight must have shape (C_out, {channels}, 3, 3), not {tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"bias must have shape ({weight.shape[0]},), not {tuple(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != feature.dtype:
-            raise ValueError(
-                f"{name} must have the dtype of feature, {feature.dtype}, not {tensor.dtype}"
-            )
-
-
 def empty_result(feature: Tensor, weight: Tensor) -> Tensor:
-    """Memory for the result, (N, C_out, H, W) and channels-last.
+    """Return uninitialized memory for the result, (N, C_out, H, W) and channels-last.
 
-    To be filled through views, but returned itself: autograd forbids to change a view that an
-    operator returned in place, as an in-place ReLU does.
+    Operators fill it through views but return this tensor itself, because autograd does not allow
+    in-place changes (such as an in-place ReLU) of a view that an operator returned.
     """
     return torch.empty(
         (feature.shape[0], weight.shape[0], feature.shape[2], feature.shape[3]),
@@ -77,12 +47,12 @@ def empty_result(feature: Tensor, weight: Tensor) -> Tensor:
 
 
 def axis_taps(low: Tensor, high: Tensor, stride: float) -> Tensor:
-    """The three taps of each box along one axis.
+    """Return the three taps of each box along one axis.
 
     Args:
         low: (...) x1 or y1 of the boxes, in image pixels.
         high: (...) x2 or y2.
-        stride: image pixels per feature cell.
+        stride: number of image pixels per feature cell.
 
     Returns:
         (3, ...) positions in feature cells.
@@ -93,11 +63,11 @@ def axis_taps(low: Tensor, high: Tensor, stride: float) -> Tensor:
 
 
 def sampling_points(boxes: Tensor, stride: float) -> Tensor:
-    """The nine taps of each box.
+    """Return the nine taps of each box.
 
     Args:
         boxes: (..., 4) XYXY, in image pixels.
-        stride: image pixels per feature cell.
+        stride: number of image pixels per feature cell.
 
     Returns:
         (..., 9, 2): y and x in feature cells, taps in row-major order.
@@ -109,11 +79,11 @@ def sampling_points(boxes: Tensor, stride: float) -> Tensor:
 
 
 def deform_offsets(boxes: Tensor, stride: float, size: tuple[int, int]) -> Tensor:
-    """The taps as offsets from the regular 3 x 3 grid, as deformable convolutions take them.
+    """Return the taps as offsets from the regular 3 x 3 grid, as deformable convolutions take them.
 
     Args:
         boxes: (N, H * W, 4) XYXY, in image pixels.
-        stride: image pixels per feature cell.
+        stride: number of image pixels per feature cell.
         size: (H, W) of the feature map.
 
     Returns:

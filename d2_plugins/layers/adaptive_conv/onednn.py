@@ -1,10 +1,14 @@
-"""Matrix products on the CPU, by oneDNN where PyTorch has it.
+"""Matrix products on the CPU with oneDNN, if PyTorch has it.
 
-``torch.mm`` calls MKL, which uses half of the vector width on processors of other makers than its
-own: there it takes twice the time of oneDNN, the library behind PyTorch's convolutions. PyTorch
-reaches oneDNN's product through the operator that ``torch.compile`` generates for linear layers.
+``torch.mm`` calls MKL, which uses only half of the vector width on processors that are not Intel's.
+There it takes twice the time of oneDNN, the library behind PyTorch's convolutions. The product of
+oneDNN is called through the operator that ``torch.compile`` generates for linear layers.
 
-Shapes: B rows of a block, K columns, O outputs.
+Shape shorthand:
+
+    B: number of rows of a block
+    K: number of columns
+    O: number of outputs
 """
 
 import torch
@@ -15,12 +19,12 @@ __all__ = ["RowProduct", "gather_dtype", "sum_of_outer_products"]
 
 
 def gather_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision to interpolate in: half precisions do not hold positions and weights well."""
+    """Return the dtype of the interpolation; half precision is too coarse for positions."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _onednn_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies in this precision here, and PyTorch lets us call it."""
+    """Return True if oneDNN supports this dtype on this machine, and PyTorch exposes it."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -35,16 +39,18 @@ def _linear(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class RowProduct:
-    """``rows @ matrix.T + bias`` for many blocks of rows; the matrix is prepared once.
+    """Compute ``rows @ matrix.T + bias`` for many blocks of rows; the matrix is prepared once.
 
-    The precision is that of the matrix where oneDNN has it, else float32 (float64 stays).
+    The dtype is that of the matrix if oneDNN supports it. Otherwise half precisions become float32.
     """
 
     def __init__(self, matrix: Tensor, bias: Tensor | None, block: int) -> None:
-        """Args:
-        matrix: (O, K).
-        bias: (O,) or None.
-        block: B of most calls, for which the matrix is laid out.
+        """Prepare the matrix.
+
+        Args:
+            matrix: (O, K).
+            bias: (O,) or None.
+            block: number of rows B of most calls, for which the memory layout is chosen.
         """
         self._onednn = _onednn_has(matrix.dtype)
         self.dtype = matrix.dtype if self._onednn else gather_dtype(matrix.dtype)
@@ -55,7 +61,7 @@ class RowProduct:
         self._bias = None if bias is None else bias.to(self.dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(B, K) -> (B, O)."""
+        """Multiply rows (B, K) to (B, O)."""
         rows = rows.to(self.dtype)
         if self._onednn:
             return _linear(rows, self._matrix, self._bias)
@@ -63,7 +69,7 @@ class RowProduct:
 
 
 def sum_of_outer_products(left: Tensor, right: Tensor) -> Tensor:
-    """``left.T @ right``: (B, O), (B, K) -> (O, K)."""
+    """Compute ``left.T @ right``: (B, O), (B, K) -> (O, K)."""
     if _onednn_has(left.dtype):
         return _linear(left.t(), right.t(), None)
     return torch.mm(left.t(), right)

@@ -1,12 +1,12 @@
 """The fast adaptive convolutions as PyTorch operators.
 
-Registered with ``torch.library`` together with what they do to shapes and with their gradients, so
-that ``torch.compile`` takes each as one opaque node:
+They are registered with ``torch.library``, together with their result's shape and their gradients,
+so that ``torch.compile`` treats each as one opaque node:
 
 - ``d2_plugins::adaptive_conv2d_gather``, :mod:`.gather_cpu`;
 - ``d2_plugins::adaptive_conv2d_triton``, :mod:`.triton_cuda`.
 
-Both return channels-last memory, and a gradient of the feature in the feature's own format. They
+Both return channels-last memory, and the gradient of the feature in the feature's own format. They
 can be differentiated once.
 """
 
@@ -61,14 +61,14 @@ def _define(name: str, module: str) -> Operator:
     """Register one implementation.
 
     Args:
-        name: of the operator.
-        module: beside this one, with ``forward`` and ``backward``; imported at the first call.
+        name: name of the operator.
+        module: sibling module with ``forward`` and ``backward``, imported at the first call.
     """
 
     def implementation(function: str) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             call = getattr(import_module(f".{module}", __package__), function)
-            # The dtypes are settled; autocast would change those of the steps in between.
+            # The dtypes are final here; autocast would change those of intermediate steps.
             with torch.autocast(args[0].device.type, enabled=False):
                 return call(*args)
 

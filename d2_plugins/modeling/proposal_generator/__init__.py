@@ -3,8 +3,7 @@
 from .cascade_rpn import CascadeRPN
 from .cascade_rpn_loss import CascadeRPNLoss
 from .cascade_rpn_stage import CascadeRPNStage, StageOutput
-from .matching import iou_match
-from .region_matcher import region_match
+from .matching import iou_match, region_match
 
 __all__ = [
     "CascadeRPN",

@@ -1,10 +1,15 @@
 """Cascade RPN as a proposal generator of detectron2 (Vu et al., NeurIPS 2019, arXiv 1909.06720).
 
-One anchor per cell is refined in stages. The first is a dilated convolution, matched without
-anchors, by regions; every later one an adaptive convolution that samples at the boxes of the stage
-before, matched by IoU. The last stage scores. Follows mmdetection 3's numbers throughout.
+One anchor per cell is refined in stages. The first stage is a dilated convolution, matched without
+anchors, by regions. Every later stage is an adaptive convolution that samples at the boxes of the
+previous stage, and is matched by IoU. The last stage predicts the objectness. All numbers follow
+mmdetection 3.
 
-Shapes: N images, L levels, Hi, Wi of level i.
+Shape shorthand:
+
+    N: number of images
+    L: number of levels
+    Hi, Wi: height and width of level i
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +26,6 @@ from torch import Tensor, nn
 
 from .cascade_rpn_loss import CascadeRPNLoss
 from .cascade_rpn_stage import CascadeRPNStage, StageOutput
-from .checks import anchor_scale, check_finite, check_stages, input_shapes
 from .matching import CellGrid, valid_cells
 
 __all__ = ["CascadeRPN"]
@@ -34,7 +38,7 @@ class CascadeRPN(nn.Module):
     """Proposals from a cascade of stages, for any meta-architecture that takes detectron2's RPN.
 
     Use it as ``MODEL.PROPOSAL_GENERATOR.NAME: "CascadeRPN"``. Besides ``MODEL.CASCADE_RPN`` it
-    reads those keys of ``MODEL.RPN`` that mean the same for both: IN_FEATURES, PRE_NMS_TOPK_TRAIN
+    reads the keys of ``MODEL.RPN`` that have the same meaning here: IN_FEATURES, PRE_NMS_TOPK_TRAIN
     and _TEST, POST_NMS_TOPK_TRAIN and _TEST, NMS_THRESH, BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION
     and LOSS_WEIGHT; and ``MODEL.PROPOSAL_GENERATOR.MIN_SIZE``. ``MODEL.ANCHOR_GENERATOR`` must give
     one anchor per cell, without a half-cell shift (OFFSET 0).
@@ -57,17 +61,20 @@ class CascadeRPN(nn.Module):
         min_box_size: float = 0.0,
         size_divisibility: int = 32,
     ) -> None:
-        """Args:
-        in_features: names of the feature maps, of growing stride.
-        anchor_generator: a module with the interface of detectron2's DefaultAnchorGenerator.
-        stages: one to three; the first not adaptive, the others adaptive, the last one with
-            objectness.
-        criterion: matches cells with ground truth and computes the losses.
-        pre_nms_topk: proposals kept before NMS, per level, in training and in testing.
-        post_nms_topk: proposals kept after NMS, of all levels together, likewise.
-        nms_thresh: IoU of NMS, per level.
-        min_box_size: proposals with a side not above this are dropped, in pixels.
-        size_divisibility: an image's cells are those within its size rounded up to this.
+        """Initialize; the defaults are those of the paper's Faster R-CNN.
+
+        Args:
+            in_features: names of the feature maps, in order of increasing stride.
+            anchor_generator: a module with the interface of detectron2's DefaultAnchorGenerator.
+            stages: one to three stages. The first is not adaptive, the others are; the last one
+                predicts objectness.
+            criterion: matches cells with ground truth and computes the losses.
+            pre_nms_topk: numbers of proposals kept per level before NMS, in training and in
+                testing.
+            post_nms_topk: numbers of proposals kept of all levels together after NMS, likewise.
+            nms_thresh: IoU threshold of NMS, which runs per level.
+            min_box_size: proposals need sides above this, in pixels.
+            size_divisibility: the cells of an image are those within its size rounded up to this.
 
         Raises:
             ValueError: the anchors or the stages do not fit; the message names the config key.
@@ -75,8 +82,8 @@ class CascadeRPN(nn.Module):
         super().__init__()
         self.in_features = list(in_features)
         self.anchor_generator = anchor_generator
-        self.anchor_scale = anchor_scale(anchor_generator)
-        check_stages(stages)
+        self.anchor_scale = _anchor_scale(anchor_generator)
+        _check_stages(stages)
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]
         self.criterion = criterion
         self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
@@ -85,15 +92,15 @@ class CascadeRPN(nn.Module):
         self.min_box_size = float(min_box_size)
         if size_divisibility < 1:
             raise ValueError(
-                f"MODEL.CASCADE_RPN.SIZE_DIVISIBILITY must be at least 1, not {size_divisibility}"
+                f"MODEL.CASCADE_RPN.SIZE_DIVISIBILITY is {size_divisibility}; allowed: 1 or more"
             )
         self.size_divisibility = size_divisibility
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """The arguments of ``__init__``, by the config."""
+        """Return the arguments of ``__init__`` that the config gives."""
         rpn, own = cfg.MODEL.RPN, cfg.MODEL.CASCADE_RPN
-        shapes = input_shapes(rpn.IN_FEATURES, input_shape)
+        shapes = _input_shapes(rpn.IN_FEATURES, input_shape)
         return {
             "in_features": rpn.IN_FEATURES,
             "anchor_generator": build_anchor_generator(cfg, shapes),
@@ -123,16 +130,17 @@ class CascadeRPN(nn.Module):
         features: Mapping[str, Tensor],
         gt_instances: Sequence[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Proposals and, in training, losses.
+        """Compute proposals and, in training, losses.
 
         Args:
-            images: the N images.
-            features: (N, C, Hi, Wi) by name.
-            gt_instances: of each image, with ``gt_boxes``; needed in training only.
+            images: N images.
+            features: feature maps (N, C, Hi, Wi) by name.
+            gt_instances: ground truth of each image with ``gt_boxes``; needed in training only.
 
         Returns:
-            Per image the proposals, best first, with ``proposal_boxes`` and ``objectness_logits``;
-            and the losses ``loss_rpn_s{i}_reg`` and ``loss_rpn_s{i}_cls``, empty in inference.
+            The proposals of each image, best first, with ``proposal_boxes`` and
+            ``objectness_logits``; and the losses ``loss_rpn_stage{i}_loc`` of every stage i,
+            counted from 1, and ``loss_rpn_stage{i}_cls`` of the last one. No losses in inference.
 
         Raises:
             ValueError: training without ``gt_instances``.
@@ -143,17 +151,17 @@ class CascadeRPN(nn.Module):
         if self.training:
             if gt_instances is None:
                 raise ValueError("CascadeRPN needs gt_instances in training")
-            check_finite([features[f] for f in self.in_features], outputs, self.in_features)
+            _check_finite([features[f] for f in self.in_features], outputs, self.in_features)
             grid = self.grid(images, features)
             gt_boxes = [x.gt_boxes for x in gt_instances]
             losses = self.criterion(self.stages, outputs, gt_boxes, grid)
         return self.predict_proposals(outputs, images.image_sizes), losses
 
     def run_stages(self, images: ImageList, features: Mapping[str, Tensor]) -> list[StageOutput]:
-        """What every stage predicts, first to last; no NMS.
+        """Return the predictions of every stage, first to last, without NMS.
 
         Args:
-            images: the N images.
+            images: N images.
             features: as in :meth:`forward`.
         """
         maps = [features[f] for f in self.in_features]
@@ -161,7 +169,7 @@ class CascadeRPN(nn.Module):
         boxes = [a.expand(x.shape[0], -1, -1) for a, x in zip(anchors, maps, strict=True)]
         outputs = []
         for i, stage in enumerate(self.stages):
-            # The hidden feature of a stage is what the next one works on: its losses train both.
+            # The next stage works on the hidden feature of this one, so its losses train both.
             maps, output = stage(maps, boxes, self.anchor_generator.strides)
             outputs.append(output)
             if i + 1 < len(self.stages):
@@ -172,14 +180,14 @@ class CascadeRPN(nn.Module):
     def predict_proposals(
         self, outputs: Sequence[StageOutput], image_sizes: Sequence[tuple[int, int]]
     ) -> list[Instances]:
-        """The best boxes of the last stage: top-k per level, NMS per level, top-k of all.
+        """Select the best boxes of the last stage: top-k and NMS per level, then top-k of all.
 
         Args:
-            outputs: of all stages.
+            outputs: predictions of all stages.
             image_sizes: (height, width) of the N images.
 
         Returns:
-            See :meth:`forward`. Treated as fixed: no gradient.
+            Proposals as from :meth:`forward`, without gradient.
         """
         return self._select(self.stages[-1].decode_all(outputs[-1]), outputs, image_sizes)
 
@@ -187,12 +195,12 @@ class CascadeRPN(nn.Module):
     def stage_proposals(
         self, images: ImageList, features: Mapping[str, Tensor]
     ) -> dict[str, list[Instances]]:
-        """Proposals as they would be without the later stages, to see what each stage buys.
+        """Return the proposals of every stage, to compare their recall.
 
         The boxes of every stage get the final objectness of their cell and the usual selection.
 
         Args:
-            images: the N images.
+            images: N images.
             features: as in :meth:`forward`.
 
         Returns:
@@ -203,7 +211,7 @@ class CascadeRPN(nn.Module):
         outputs = self.run_stages(images, features)
         boxes = [output.boxes for output in outputs]
         boxes.append(self.stages[-1].decode_all(outputs[-1]))
-        names = ["anchors"] + [f"stage{i + 1}" for i in range(len(outputs))]
+        names = ["anchors"] + [f"stage{i}" for i in range(1, len(boxes))]
         return {
             name: self._select(b, outputs, images.image_sizes)
             for name, b in zip(names, boxes, strict=True)
@@ -217,7 +225,7 @@ class CascadeRPN(nn.Module):
     ) -> list[Instances]:
         return find_top_rpn_proposals(
             boxes,
-            outputs[-1].logits,
+            outputs[-1].pred_objectness_logits,
             image_sizes,
             self.nms_thresh,
             self.pre_nms_topk[self.training],
@@ -227,7 +235,7 @@ class CascadeRPN(nn.Module):
         )
 
     def grid(self, images: ImageList, features: Mapping[str, Tensor]) -> CellGrid:
-        """Where the cells of a batch are, and which belong to an image."""
+        """Return the positions of the cells of a batch, and which of them belong to an image."""
         sizes = [(features[f].shape[2], features[f].shape[3]) for f in self.in_features]
         strides = self.anchor_generator.strides
         valid = valid_cells(
@@ -240,20 +248,109 @@ class CascadeRPN(nn.Module):
         return CellGrid(sizes, strides, self.anchor_scale, valid)
 
 
+def _input_shapes(names: Sequence[str], input_shape: Mapping[str, ShapeSpec]) -> list[ShapeSpec]:
+    """Return the shapes of the named features.
+
+    Raises:
+        ValueError: no names, an unknown one, or different numbers of channels.
+    """
+    if not names or any(name not in input_shape for name in names):
+        raise ValueError(
+            f"MODEL.RPN.IN_FEATURES is {list(names)}; allowed: one or more of "
+            f"{', '.join(input_shape)}"
+        )
+    shapes = [input_shape[name] for name in names]
+    if len({s.channels for s in shapes}) > 1:
+        raise ValueError(
+            f"MODEL.RPN.IN_FEATURES is {list(names)}, with {[s.channels for s in shapes]} "
+            "channels; allowed: features with the same number of channels"
+        )
+    return shapes
+
+
 def _build_stages(node: CfgNode, channels: int) -> list[CascadeRPNStage]:
-    """The stages by ``MODEL.CASCADE_RPN``."""
+    """Build the stages that ``MODEL.CASCADE_RPN`` describes."""
     number, weights = node.NUM_STAGES, node.BBOX_REG_WEIGHTS
     if not 1 <= number <= _MAX_STAGES:
-        raise ValueError(f"MODEL.CASCADE_RPN.NUM_STAGES must be in 1..{_MAX_STAGES}, not {number}")
+        raise ValueError(f"MODEL.CASCADE_RPN.NUM_STAGES is {number}; allowed: 1 to {_MAX_STAGES}")
     if not weights:
-        raise ValueError("MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS must have at least one entry")
+        raise ValueError(
+            "MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS is empty; allowed: one entry or more, of four "
+            "positive numbers each"
+        )
     return [
         CascadeRPNStage(
             in_channels=channels,
-            adaptive=i > 0,
-            with_objectness=i == number - 1,
-            bbox_reg_weights=tuple(weights[min(i, len(weights) - 1)]),
+            adaptive=i > 1,
+            with_objectness=i == number,
+            bbox_reg_weights=tuple(weights[min(i, len(weights)) - 1]),
             dilation=node.DILATION,
         )
-        for i in range(number)
+        for i in range(1, number + 1)
     ]
+
+
+def _check_stages(stages: Sequence[CascadeRPNStage]) -> None:
+    """Raise ValueError unless the stages make a cascade."""
+    if not stages:
+        raise ValueError("CascadeRPN needs at least one stage")
+    if [stage.adaptive for stage in stages] != [i > 0 for i in range(len(stages))]:
+        raise ValueError("the first stage of CascadeRPN must not be adaptive, all others must be")
+    if stages[-1].objectness is None:
+        raise ValueError("the last stage of CascadeRPN needs with_objectness=True")
+
+
+def _anchor_scale(generator: Any) -> float:
+    """Return the side of the anchors in cells, the same on all levels.
+
+    Raises:
+        ValueError: there is not exactly one anchor per cell, the anchors are not centred on the
+            cells' corners, or their sides do not grow with the strides.
+    """
+    key = "MODEL.ANCHOR_GENERATOR."
+    if generator.box_dim != 4 or set(generator.num_anchors) != {1}:
+        raise ValueError(
+            f"{key}SIZES and {key}ASPECT_RATIOS give {generator.num_anchors} anchors of "
+            f"{generator.box_dim} numbers per cell; allowed for CascadeRPN: one upright anchor per "
+            "cell, e.g. SIZES [[32], [64], [128], [256], [512]] and ASPECT_RATIOS [[1.0]]"
+        )
+    if getattr(generator, "offset", 0.0) != 0.0:
+        raise ValueError(f"{key}OFFSET is {generator.offset}; allowed for CascadeRPN: 0.0")
+    areas = [(a[0, 2:] - a[0, :2]).prod().item() for a in generator.cell_anchors]
+    scales = [area**0.5 / stride for area, stride in zip(areas, generator.strides, strict=True)]
+    if max(scales) > 1.001 * min(scales):
+        raise ValueError(
+            f"{key}SIZES are {scales} times the strides of MODEL.RPN.IN_FEATURES, "
+            f"{list(generator.strides)}; allowed for CascadeRPN: the same multiple on all levels"
+        )
+    return scales[0]
+
+
+def _check_finite(
+    maps: Sequence[Tensor], outputs: Sequence[StageOutput], names: Sequence[str]
+) -> None:
+    """Raise FloatingPointError unless all predictions are finite, naming where it began.
+
+    Args:
+        maps: features of the L levels.
+        outputs: predictions of all stages.
+        names: names of the levels.
+    """
+    predicted = [t for o in outputs for t in (*o.pred_deltas, *o.pred_objectness_logits)]
+    # One sum per map finds most cases at the least cost; a sum of finite numbers may overflow, in
+    # which case the search below finds nothing.
+    if torch.stack([t.sum() for t in predicted]).isfinite().all():
+        return
+    groups = [("features", maps)]
+    for number, output in enumerate(outputs, start=1):
+        groups += [
+            (f"deltas of stage {number}", output.pred_deltas),
+            (f"logits of stage {number}", output.pred_objectness_logits),
+        ]
+    for what, tensors in groups:
+        levels = [n for n, t in zip(names, tensors, strict=False) if not t.isfinite().all()]
+        if levels:
+            raise FloatingPointError(
+                f"Cascade RPN: the {what} on {', '.join(levels)} are not finite: training has "
+                "diverged. A lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS may help."
+            )

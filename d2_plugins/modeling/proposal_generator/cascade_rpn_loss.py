@@ -1,9 +1,30 @@
-"""What the stages of Cascade RPN learn from, and their losses.
+"""Targets and losses of the stages of Cascade RPN.
 
-Shapes: N images, R cells of all levels together; cell r of image n has the number n * R + r in the
-batch. P cells regress, S cells are scored.
+Shape shorthand:
+
+    N: number of images
+    R: number of cells of all levels together; cell r of image n is number n * R + r of the batch
+    P: number of cells of the batch that learn to regress a box
+    S: number of cells of the batch whose objectness is trained
+
+Naming convention:
+
+    stages are numbered from 1, in losses, events and messages.
+
+    matches: index of the ground-truth box that a cell is matched with, or NEGATIVE or IGNORED.
+
+    gt_boxes: ground-truth boxes, of an image or of the cells that regress.
+
+    gt_labels: 1 for cells with an object, 0 for those without.
+
+    boxes, pred_deltas, pred_boxes: the boxes that a stage starts from, the predicted
+    transformation, and the boxes it leads to.
+
+    pred_objectness_logits: predicted objectness, before the sigmoid.
 """
 
+import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,19 +36,33 @@ from fvcore.nn import giou_loss
 from torch import Tensor
 
 from .cascade_rpn_stage import CascadeRPNStage, StageOutput
-from .matching import IGNORED, CellGrid, iou_match, sample_matches
-from .region_matcher import region_match
+from .matching import IGNORED, CellGrid, iou_match, region_match_images, sample_matches
 
-__all__ = ["REGRESSION_LOSSES", "CascadeRPNLoss", "StageTargets", "aligned_iou"]
+__all__ = [
+    "REGRESSION_LOSSES",
+    "CascadeRPNLoss",
+    "IoUTargets",
+    "RegionTargets",
+    "StageTargets",
+    "aligned_iou",
+    "without_unusable",
+]
 
 _IOU_EPS = 1e-6
 _EPS = torch.finfo(torch.float32).eps
+# Reading the mean IoUs waits for the device; detectron2's writers look every 20 iterations.
+_LOG_PERIOD = 20
 
 
 def aligned_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of each box with the other at the same place: (..., 4) and (..., 4) -> (...).
+    """Return the IoU of each box with the other one at the same index.
 
-    It is 0 where both are empty.
+    Args:
+        boxes: (..., 4) XYXY.
+        others: (..., 4) XYXY.
+
+    Returns:
+        (...), 0 where both boxes are empty.
     """
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
@@ -36,64 +71,219 @@ def aligned_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return intersection / (area + other - intersection).clamp(min=_IOU_EPS)
 
 
-def _linear_iou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    return (1 - aligned_iou(boxes, gt_boxes).clamp(min=_IOU_EPS)).sum()
+def _linear_iou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    return (1 - aligned_iou(pred_boxes, gt_boxes).clamp(min=_IOU_EPS)).sum()
 
 
-def _giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    return giou_loss(boxes, gt_boxes, reduction="sum")
+def _giou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    return giou_loss(pred_boxes, gt_boxes, reduction="sum")
 
 
 REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "iou": _linear_iou_loss,
     "giou": _giou_loss,
 }
-"""Loss of boxes (P, 4) against their ground truth (P, 4), summed."""
+"""Losses of predicted boxes (P, 4) and their ground truth (P, 4), summed over the boxes."""
 
 
 @dataclass(frozen=True)
 class StageTargets:
-    """What one stage learns from.
+    """Targets of one stage.
 
     Attributes:
         positives: (P,) numbers of the cells that regress.
-        gt_boxes: (P, 4), what they regress to.
-        normalizer: what the sum of their losses is divided by.
-        scored: (S,) numbers of the cells whose objectness counts.
-        labels: (S,) 1 for an object, else 0.
-        score_normalizer: what the sum of their losses is divided by.
+        gt_boxes: (P, 4) boxes that they regress to.
+        normalizer: divisor of the sum of their losses.
+        sampled: (S,) numbers of the cells whose objectness is trained.
+        gt_labels: (S,) float32, 1 for an object and 0 for none.
+        score_normalizer: divisor of the sum of their losses.
     """
 
     positives: Tensor
     gt_boxes: Tensor
     normalizer: float
-    scored: Tensor
-    labels: Tensor
+    sampled: Tensor
+    gt_labels: Tensor
     score_normalizer: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class CascadeRPNLoss:
-    """Matches the boxes of each stage with the ground truth and computes the losses.
+class _Targets(ABC):
+    """Rules that turn ground-truth boxes into the targets of a stage.
 
-    The first stage is matched by regions and all its positives regress. Later stages are matched by
-    IoU, on the boxes they start from, and learn from a sample. The normalisers are mmdetection's.
+    Attributes:
+        batch_size_per_image: number of cells sampled per image.
+        positive_fraction: maximum fraction of positives among them.
+    """
+
+    batch_size_per_image: int
+    positive_fraction: float
+
+    @abstractmethod
+    def match(self, output: StageOutput, gt_boxes: Sequence[Boxes], grid: CellGrid) -> Tensor:
+        """Match the cells of all images with their ground truth.
+
+        Args:
+            output: predictions of the stage, whose boxes are matched.
+            gt_boxes: ground-truth boxes of each image; those with a NaN match nothing.
+            grid: positions of the cells; those that are not valid are ignored.
+
+        Returns:
+            (N, R) int64 matches: k >= 0, -1 negative, -2 ignored.
+        """
+
+    @abstractmethod
+    def targets(
+        self, matches: Tensor, gt_boxes: Sequence[Boxes], *, with_scores: bool
+    ) -> StageTargets:
+        """Return the targets of a stage, given the matches of its cells.
+
+        Args:
+            matches: (N, R), see :meth:`match`.
+            gt_boxes: ground-truth boxes of each image.
+            with_scores: True if the stage predicts objectness.
+        """
+
+    def sample(self, matches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices of the sampled positives and negatives of one image (R,)."""
+        return sample_matches(matches, self.batch_size_per_image, self.positive_fraction)
+
+    def _sample_batch(self, matches: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Sample the cells of all images.
+
+        Returns:
+            Numbers of the positives and of the negatives in the batch; and mmdetection's
+            normalizer, the number of both, where an image without any counts as one.
+        """
+        num_cells = matches.shape[1]
+        samples = [self.sample(m) for m in matches]
+        counts = [max(len(index), 1) for sample in samples for index in sample]
+        positives, negatives = (
+            torch.cat([index + n * num_cells for n, index in enumerate(indices)])
+            for indices in zip(*samples, strict=True)
+        )
+        return positives, negatives, float(sum(counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionTargets(_Targets):
+    """Targets of the first stage: matched by regions, and all positives regress.
+
+    Attributes:
+        center_ratio: see :func:`.matching.region_match`.
+        ignore_ratio: see :func:`.matching.region_match`.
+        cells_per_positive: the regression loss is divided by the number of cells of the batch over
+            this number, independently of the number of positives.
+    """
+
+    center_ratio: float
+    ignore_ratio: float
+    cells_per_positive: float
+
+    def match(self, output: StageOutput, gt_boxes: Sequence[Boxes], grid: CellGrid) -> Tensor:
+        """Match by regions, which do not depend on the boxes of the stage."""
+        matches = region_match_images(
+            gt_boxes,
+            grid.feature_sizes,
+            grid.strides,
+            anchor_scale=grid.anchor_scale,
+            center_ratio=self.center_ratio,
+            ignore_ratio=self.ignore_ratio,
+        )
+        return matches.masked_fill_(~grid.valid, IGNORED)
+
+    def targets(
+        self, matches: Tensor, gt_boxes: Sequence[Boxes], *, with_scores: bool
+    ) -> StageTargets:
+        """Regress all positives; sample cells for the objectness only if the stage predicts it."""
+        positives = (matches >= 0).flatten().nonzero()[:, 0]
+        negatives, sampled_positives, score_normalizer = positives[:0], positives[:0], 1.0
+        if with_scores:
+            sampled_positives, negatives, score_normalizer = self._sample_batch(matches)
+        return StageTargets(
+            positives=positives,
+            gt_boxes=_matched_boxes(matches, gt_boxes, positives),
+            normalizer=matches.numel() / self.cells_per_positive,
+            score_normalizer=score_normalizer,
+            **_objectness_targets(sampled_positives, negatives),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IoUTargets(_Targets):
+    """Targets of all later stages: matched by IoU, and a sample of the cells learns.
+
+    Attributes:
+        iou_threshold: see :func:`.matching.iou_match`.
+        low_quality_iou: see :func:`.matching.iou_match`.
+    """
+
+    iou_threshold: float
+    low_quality_iou: float
+
+    def match(self, output: StageOutput, gt_boxes: Sequence[Boxes], grid: CellGrid) -> Tensor:
+        """Match the boxes that the stage starts from by IoU."""
+        # Empty the boxes of invalid cells so that they cannot be a ground truth's best match.
+        boxes = torch.cat(output.boxes, dim=1) * grid.valid[:, :, None]
+        matches = [
+            iou_match(
+                gt,
+                Boxes(b),
+                iou_threshold=self.iou_threshold,
+                low_quality_iou=self.low_quality_iou,
+            )
+            for gt, b in zip(gt_boxes, boxes, strict=True)
+        ]
+        return torch.stack(matches).masked_fill_(~grid.valid, IGNORED)
+
+    def targets(
+        self, matches: Tensor, gt_boxes: Sequence[Boxes], *, with_scores: bool
+    ) -> StageTargets:
+        """Sample cells, which serve both losses; so does their number as the normalizer."""
+        positives, negatives, normalizer = self._sample_batch(matches)
+        return StageTargets(
+            positives=positives,
+            gt_boxes=_matched_boxes(matches, gt_boxes, positives),
+            normalizer=normalizer,
+            score_normalizer=normalizer,
+            **_objectness_targets(positives, negatives),
+        )
+
+
+def _matched_boxes(matches: Tensor, gt_boxes: Sequence[Boxes], positives: Tensor) -> Tensor:
+    """Return the ground-truth boxes (P, 4) of the given cells."""
+    # Turn indices within each image into indices within the batch.
+    firsts = itertools.accumulate((len(gt) for gt in gt_boxes), initial=0)
+    index = torch.cat([m + first for m, first in zip(matches, firsts, strict=False)])
+    return torch.cat([gt.tensor for gt in gt_boxes])[index[positives]]
+
+
+def _objectness_targets(positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
+    labels = torch.cat([torch.ones_like(positives), torch.zeros_like(negatives)])
+    return {"sampled": torch.cat([positives, negatives]), "gt_labels": labels.float()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeRPNLoss:
+    """Match the boxes of each stage with the ground truth and compute the losses.
+
+    The first stage is matched by regions (:class:`RegionTargets`), later stages by IoU
+    (:class:`IoUTargets`). The normalizers are mmdetection's.
 
     Attributes:
         regression_loss: "iou" (1 - IoU) or "giou".
         regression_weight: factor of the regression losses.
         score_weight: factor of the objectness loss.
-        center_ratio: see :func:`.region_matcher.region_match`.
-        ignore_ratio: see there.
-        cells_per_positive: the regression loss of the first stage is divided by the number of cells
-            of the batch over this, whatever the number of positives.
-        iou_threshold: see :func:`.matching.iou_match`.
-        low_quality_iou: see there.
-        batch_size_per_image: cells sampled of an image.
-        positive_fraction: part of them that positives take at most.
+        center_ratio: see :class:`RegionTargets`.
+        ignore_ratio: see :class:`RegionTargets`.
+        cells_per_positive: see :class:`RegionTargets`.
+        iou_threshold: see :class:`IoUTargets`.
+        low_quality_iou: see :class:`IoUTargets`.
+        batch_size_per_image: number of cells sampled per image.
+        positive_fraction: maximum fraction of positives among them.
 
     Raises:
-        ValueError: a value makes no sense; the message names its config key.
+        ValueError: a value is not allowed; the message names its config key.
     """
 
     regression_loss: str = "iou"
@@ -114,21 +304,47 @@ class CascadeRPNLoss:
                 f"{key}BBOX_REG_LOSS_TYPE is '{self.regression_loss}'; "
                 f"allowed: {', '.join(REGRESSION_LOSSES)}"
             )
-        if not 0 <= self.center_ratio <= self.ignore_ratio <= 1:
+        if not 0 <= self.ignore_ratio <= 1:
+            raise ValueError(f"{key}IGNORE_RATIO is {self.ignore_ratio}; allowed: 0 to 1")
+        if not 0 <= self.center_ratio <= self.ignore_ratio:
             raise ValueError(
-                f"{key}CENTER_RATIO {self.center_ratio} and {key}IGNORE_RATIO {self.ignore_ratio} "
-                "must be in 0..1, the first not above the second"
+                f"{key}CENTER_RATIO is {self.center_ratio}; "
+                f"allowed: 0 to IGNORE_RATIO ({self.ignore_ratio})"
             )
-        if not 0 < self.low_quality_iou <= self.iou_threshold <= 1:
+        if not 0 < self.iou_threshold <= 1:
             raise ValueError(
-                f"{key}LOW_QUALITY_IOU {self.low_quality_iou} and {key}IOU_THRESHOLD "
-                f"{self.iou_threshold} must be above 0 and at most 1, the first not above the "
-                "second"
+                f"{key}IOU_THRESHOLD is {self.iou_threshold}; allowed: above 0, up to 1"
             )
-        if self.cells_per_positive <= 0:
+        if not 0 < self.low_quality_iou <= self.iou_threshold:
             raise ValueError(
-                f"{key}CELLS_PER_POSITIVE must be positive, not {self.cells_per_positive}"
+                f"{key}LOW_QUALITY_IOU is {self.low_quality_iou}; "
+                f"allowed: above 0, up to IOU_THRESHOLD ({self.iou_threshold})"
             )
+        if not self.cells_per_positive > 0:
+            raise ValueError(
+                f"{key}CELLS_PER_POSITIVE is {self.cells_per_positive}; allowed: above 0"
+            )
+
+    def targets(self, number: int) -> RegionTargets | IoUTargets:
+        """Return the rules that give the targets of a stage.
+
+        Args:
+            number: number of the stage, from 1.
+        """
+        if number == 1:
+            return RegionTargets(
+                batch_size_per_image=self.batch_size_per_image,
+                positive_fraction=self.positive_fraction,
+                center_ratio=self.center_ratio,
+                ignore_ratio=self.ignore_ratio,
+                cells_per_positive=self.cells_per_positive,
+            )
+        return IoUTargets(
+            batch_size_per_image=self.batch_size_per_image,
+            positive_fraction=self.positive_fraction,
+            iou_threshold=self.iou_threshold,
+            low_quality_iou=self.low_quality_iou,
+        )
 
     def __call__(
         self,
@@ -137,136 +353,82 @@ class CascadeRPNLoss:
         gt_boxes: Sequence[Boxes],
         grid: CellGrid,
     ) -> dict[str, Tensor]:
-        """Losses of all stages, and diagnostics in the event storage if there is one.
+        """Compute the losses of all stages, and log diagnostics if there is an event storage.
 
         Args:
-            stages: the stages.
-            outputs: what they predicted.
-            gt_boxes: of the N images.
-            grid: where the cells are.
+            stages: stages of the cascade.
+            outputs: predictions of each stage.
+            gt_boxes: ground-truth boxes of the N images; those that are empty or not finite match
+                nothing.
+            grid: positions of the cells.
 
         Returns:
-            ``loss_rpn_s{i}_reg`` of every stage i and ``loss_rpn_s{i}_cls`` of those that score.
-            All have a gradient path to their stage's parameters, also without ground truth.
+            ``loss_rpn_stage{i}_loc`` of every stage i, counted from 1, and
+            ``loss_rpn_stage{i}_cls`` of those that predict objectness. All have a gradient path to
+            their stage's parameters, also without ground truth.
         """
         losses = {}
-        for i, (stage, output) in enumerate(zip(stages, outputs, strict=True)):
-            matches = [self.match(i, n, output, gt, grid) for n, gt in enumerate(gt_boxes)]
-            targets = self.targets(i, matches, gt_boxes, with_scores=bool(output.logits))
-            losses.update(self.stage_losses(i, stage, output, targets))
+        usable = [without_unusable(gt) for gt in gt_boxes]
+        for number, (stage, output) in enumerate(zip(stages, outputs, strict=True), start=1):
+            rules = self.targets(number)
+            with torch.no_grad():
+                matches = rules.match(output, usable, grid)
+                targets = rules.targets(
+                    matches, usable, with_scores=bool(output.pred_objectness_logits)
+                )
+            for name, loss in self.stage_losses(number, stage, output, targets).items():
+                losses[f"loss_rpn_stage{number}_{name}"] = loss
         return losses
-
-    @torch.no_grad()
-    def match(self, i: int, n: int, output: StageOutput, gt_boxes: Boxes, grid: CellGrid) -> Tensor:
-        """Match the cells of image n with its ground truth, for stage i.
-
-        Args:
-            i: number of the stage, from 0.
-            n: number of the image.
-            output: of the stage; its boxes are matched.
-            gt_boxes: of the image; empty ones and those that are not finite match nothing.
-            grid: where the cells are; those that are not valid are ignored.
-
-        Returns:
-            (R,) int64: k >= 0 the matched box, -1 negative, -2 ignored.
-        """
-        usable = gt_boxes.nonempty() & gt_boxes.tensor.isfinite().all(dim=1)
-        gt_boxes = Boxes(gt_boxes.tensor.where(usable[:, None], torch.nan))
-        valid = grid.valid[n]
-        if i == 0:
-            matches = region_match(
-                gt_boxes,
-                grid.feature_sizes,
-                grid.strides,
-                anchor_scale=grid.anchor_scale,
-                center_ratio=self.center_ratio,
-                ignore_ratio=self.ignore_ratio,
-            )
-        else:
-            boxes = torch.cat([b[n] for b in output.boxes])
-            matches = iou_match(
-                gt_boxes,
-                # Nor may an invalid cell's box be the best one of a ground truth: empty it.
-                Boxes(boxes * valid[:, None]),
-                iou_threshold=self.iou_threshold,
-                low_quality_iou=self.low_quality_iou,
-            )
-        return matches.masked_fill(~valid, IGNORED)
-
-    def sample(self, matches: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the positives and negatives of an image (R,) that are learned from."""
-        return sample_matches(matches, self.batch_size_per_image, self.positive_fraction)
-
-    def targets(
-        self, i: int, matches: Sequence[Tensor], gt_boxes: Sequence[Boxes], *, with_scores: bool
-    ) -> StageTargets:
-        """What stage i learns from, given the matches of its cells.
-
-        Args:
-            i: number of the stage, from 0.
-            matches: of each image, see :meth:`match`.
-            gt_boxes: of each image.
-            with_scores: the stage scores; only then and behind the first stage cells are sampled.
-        """
-        num_cells = len(matches[0])
-        sampled = [self.sample(m) if with_scores or i > 0 else (m[:0], m[:0]) for m in matches]
-        positives = [pos for pos, _ in sampled]
-        negatives = [neg for _, neg in sampled]
-        score_normalizer = float(sum(max(len(index), 1) for index in positives + negatives))
-        scored = torch.cat([_numbers(positives, num_cells), _numbers(negatives, num_cells)])
-        labels = torch.zeros(len(scored), device=scored.device)
-        labels[: sum(map(len, positives))] = 1
-        if i == 0:
-            positives = [(m >= 0).nonzero()[:, 0] for m in matches]
-            normalizer = len(matches) * num_cells / self.cells_per_positive
-        else:
-            normalizer = score_normalizer
-        matched = [
-            gt.tensor[m[index]] for gt, m, index in zip(gt_boxes, matches, positives, strict=True)
-        ]
-        return StageTargets(
-            positives=_numbers(positives, num_cells),
-            gt_boxes=torch.cat(matched),
-            normalizer=normalizer,
-            scored=scored,
-            labels=labels,
-            score_normalizer=score_normalizer,
-        )
 
     def stage_losses(
-        self, i: int, stage: CascadeRPNStage, output: StageOutput, targets: StageTargets
+        self, number: int, stage: CascadeRPNStage, output: StageOutput, targets: StageTargets
     ) -> dict[str, Tensor]:
-        """The losses of stage i, see :meth:`__call__`."""
+        """Compute the losses of one stage.
+
+        Args:
+            number: number of the stage, from 1.
+            stage: the stage.
+            output: its predictions.
+            targets: its targets.
+
+        Returns:
+            ``loc`` and, if the stage predicts objectness, ``cls``.
+        """
         # (N, Hi*Wi, 4) of each level -> (N * R, 4) -> (P, 4)
         boxes = torch.cat(output.boxes, dim=1).flatten(0, 1)[targets.positives]
-        deltas = torch.cat(output.deltas, dim=1).flatten(0, 1)[targets.positives]
-        moved = stage.decode(deltas, boxes)
-        _log(i, len(output.boxes[0]), boxes, moved, targets.gt_boxes)
-        loss = REGRESSION_LOSSES[self.regression_loss](moved, targets.gt_boxes)
-        losses = {f"loss_rpn_s{i}_reg": self.regression_weight * loss / (targets.normalizer + _EPS)}
-        if output.logits:
-            logits = torch.cat(output.logits, dim=1).flatten()[targets.scored]
-            loss = F.binary_cross_entropy_with_logits(logits, targets.labels, reduction="sum")
-            loss = self.score_weight * loss / (targets.score_normalizer + _EPS)
-            losses[f"loss_rpn_s{i}_cls"] = loss
+        pred_deltas = torch.cat(output.pred_deltas, dim=1).flatten(0, 1)[targets.positives]
+        pred_boxes = stage.decode(pred_deltas, boxes)
+        _log(number, len(output.boxes[0]), boxes, pred_boxes, targets.gt_boxes)
+        # Without positives the sum is 0, but still has a gradient path to the deltas.
+        loss = REGRESSION_LOSSES[self.regression_loss](pred_boxes, targets.gt_boxes)
+        losses = {"loc": self.regression_weight * loss / (targets.normalizer + _EPS)}
+        if output.pred_objectness_logits:
+            # (N, Hi*Wi) of each level -> (N * R,) -> (S,)
+            logits = torch.cat(output.pred_objectness_logits, dim=1).flatten()[targets.sampled]
+            loss = F.binary_cross_entropy_with_logits(logits, targets.gt_labels, reduction="sum")
+            losses["cls"] = self.score_weight * loss / (targets.score_normalizer + _EPS)
         return losses
 
 
-def _numbers(cells: Sequence[Tensor], num_cells: int) -> Tensor:
-    """Indices within each image (R,) -> numbers in the batch (N * R,)."""
-    return torch.cat([index + n * num_cells for n, index in enumerate(cells)])
+def without_unusable(gt_boxes: Boxes) -> Boxes:
+    """Replace boxes that are empty or not finite by NaN, which matches nothing.
+
+    The others keep their index.
+    """
+    usable = gt_boxes.nonempty() & gt_boxes.tensor.isfinite().all(dim=1)
+    return Boxes(gt_boxes.tensor.where(usable[:, None], torch.nan))
 
 
 @torch.no_grad()
-def _log(i: int, num_images: int, boxes: Tensor, moved: Tensor, gt_boxes: Tensor) -> None:
-    """Positives of stage i per image, and their mean IoU before and after it."""
-    if not has_event_storage():
+def _log(number: int, num_images: int, boxes: Tensor, pred_boxes: Tensor, gt_boxes: Tensor) -> None:
+    """Log the positives of a stage per image, and their mean IoU before and after the stage."""
+    if not has_event_storage() or get_event_storage().iter % _LOG_PERIOD:
         return
     storage = get_event_storage()
-    with storage.name_scope(f"rpn_s{i}"):
+    with storage.name_scope(f"rpn_stage{number}"):
         storage.put_scalar("num_positives", len(boxes) / num_images)
         if len(boxes) > 0:
-            ious = [aligned_iou(b, gt_boxes).mean() for b in (boxes, moved)]
+            ious = [aligned_iou(b, gt_boxes).mean() for b in (boxes, pred_boxes)]
             before, after = torch.stack(ious).tolist()
             storage.put_scalar("mean_iou_before", before)
             storage.put_scalar("mean_iou_after", after)

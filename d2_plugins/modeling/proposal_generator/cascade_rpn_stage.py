@@ -1,7 +1,14 @@
-"""One stage of Cascade RPN: from features and a box per cell to better boxes.
+"""One stage of Cascade RPN: from features and one box per cell to better boxes.
 
-Shapes: N images, C channels, L levels, Hi, Wi of level i; a stage sees one box per cell, row-major
-over the map: (N, Hi*Wi, 4), XYXY in image pixels.
+Shape shorthand:
+
+    N: number of images
+    C: number of channels
+    L: number of levels
+    Hi, Wi: height and width of level i
+    R: number of cells of all levels together
+
+Boxes are XYXY in image pixels; a level has one box per cell, row-major: (N, Hi*Wi, 4).
 """
 
 import math
@@ -23,25 +30,25 @@ _LOG_SCALE_LIMIT = math.log(1000.0 / 16)
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage predicts, in float32; lists have one entry per level.
+    """Predictions of a stage, in float32; the lists have one entry per level.
 
     Attributes:
-        boxes: the boxes the stage started from, (N, Hi*Wi, 4), without gradient.
-        deltas: how to move them, (N, Hi*Wi, 4).
-        logits: objectness, (N, Hi*Wi); empty where the stage does not score.
+        boxes: (N, Hi*Wi, 4) boxes that the stage started from, without gradient.
+        pred_deltas: (N, Hi*Wi, 4) predicted transformation of these boxes.
+        pred_objectness_logits: (N, Hi*Wi); no entries if the stage does not predict objectness.
     """
 
     boxes: list[Tensor]
-    deltas: list[Tensor]
-    logits: list[Tensor]
+    pred_deltas: list[Tensor]
+    pred_objectness_logits: list[Tensor]
 
 
 class CascadeRPNStage(nn.Module):
     """A 3x3 convolution, ReLU, and 1x1 convolutions for deltas and objectness.
 
-    The first stage convolves with a dilation, which spans an anchor of about that many cells to
-    each side; later stages sample at the box of each cell (adaptive convolution). All levels share
-    the weights.
+    The first stage uses a dilated convolution, which spans about as many cells as an anchor. Later
+    stages use an adaptive convolution, which samples at the box of each cell. All levels share the
+    weights.
     """
 
     _least_deltas: Tensor
@@ -55,26 +62,26 @@ class CascadeRPNStage(nn.Module):
         bbox_reg_weights: tuple[float, float, float, float],
         dilation: int = 3,
     ) -> None:
-        """Build and initialise the layers: weights from N(0, 0.01), biases 0.
+        """Build the layers, with weights from N(0, 0.01) and biases 0.
 
         Args:
-            in_channels: C, also of the hidden feature.
-            adaptive: convolve adaptively, else with ``dilation``.
-            with_objectness: also score.
-            bbox_reg_weights: of (dx, dy, dw, dh), as in Box2BoxTransform: the inverse of the
-                deltas' standard deviations.
-            dilation: of a stage that is not adaptive.
+            in_channels: number of channels C, also of the hidden feature.
+            adaptive: use an adaptive instead of a dilated convolution.
+            with_objectness: predict objectness too.
+            bbox_reg_weights: weights of (dx, dy, dw, dh) as in Box2BoxTransform, the inverse of
+                the deltas' standard deviations.
+            dilation: dilation of the convolution if it is not adaptive.
 
         Raises:
             ValueError: ``dilation`` or a weight is not positive.
         """
         super().__init__()
         if dilation < 1:
-            raise ValueError(f"MODEL.CASCADE_RPN.DILATION must be at least 1, not {dilation}")
+            raise ValueError(f"MODEL.CASCADE_RPN.DILATION is {dilation}; allowed: 1 or more")
         if len(bbox_reg_weights) != 4 or min(bbox_reg_weights) <= 0:
             raise ValueError(
-                "MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS must hold four positive numbers for each "
-                f"stage, not {bbox_reg_weights}"
+                f"MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS has the entry {bbox_reg_weights}; "
+                "allowed: four positive numbers for each stage"
             )
         self.conv = (
             AdaptiveConv2d(in_channels, in_channels, bias=False)
@@ -94,7 +101,7 @@ class CascadeRPNStage(nn.Module):
 
     @property
     def adaptive(self) -> bool:
-        """Whether the convolution samples at the boxes."""
+        """True if the convolution samples at the boxes."""
         return isinstance(self.conv, AdaptiveConv2d)
 
     def forward(
@@ -103,10 +110,10 @@ class CascadeRPNStage(nn.Module):
         """Run the stage on all levels.
 
         Args:
-            features: L maps of (N, C, Hi, Wi); of the backbone for the first stage, of the stage
-                before for the others.
+            features: L feature maps (N, C, Hi, Wi), from the backbone for the first stage and from
+                the previous stage for the others.
             boxes: L tensors of (N, Hi*Wi, 4).
-            strides: of the L levels.
+            strides: stride of each level.
 
         Returns:
             The hidden features, (N, C, Hi, Wi) each, which the next stage takes ("bridged
@@ -124,10 +131,10 @@ class CascadeRPNStage(nn.Module):
         return hidden, StageOutput(list(boxes), deltas, logits)
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Move boxes by deltas.
+        """Transform boxes by deltas.
 
-        Width and height change by a factor within 1000/16 either way; detectron2's transform alone
-        would let them shrink to nothing.
+        Width and height change at most by a factor of 1000/16 in both directions; detectron2's
+        transform alone has no limit for shrinking.
 
         Args:
             deltas: (..., 4).
@@ -141,28 +148,45 @@ class CascadeRPNStage(nn.Module):
         return moved.view(deltas.shape)
 
     def decode_all(self, output: StageOutput) -> list[Tensor]:
-        """The moved boxes of every level, (N, Hi*Wi, 4) each."""
-        return [self.decode(d, b) for d, b in zip(output.deltas, output.boxes, strict=True)]
+        """Return the predicted boxes of every level, (N, Hi*Wi, 4) each."""
+        return _split(self._decode_levels(output), output)
 
     @torch.no_grad()
     def refine(self, output: StageOutput, image_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """The boxes the next stage starts from: moved, clipped, and without gradient.
+        """Return the boxes that the next stage starts from: decoded, clipped, without gradient.
 
-        Every cell keeps its box; those that leave the image shrink to nothing on its border, and
-        those that are not a number shrink to nothing at the origin.
+        Every cell keeps its box. Boxes outside of the image shrink to nothing on its border, and
+        those with a NaN shrink to nothing at the origin.
 
         Args:
-            output: of this stage.
+            output: predictions of this stage.
             image_sizes: (height, width) of the N images without their padding.
 
         Returns:
             L tensors of (N, Hi*Wi, 4).
         """
-        # Under tracing detectron2's sizes are tensors already.
-        sizes = [s if isinstance(s, Tensor) else torch.tensor(s) for s in image_sizes]
+        boxes = torch.nan_to_num(self._decode_levels(output), nan=0.0).clamp(min=0)
         # (N, 2) height, width -> (N, 1, 4)
-        limits = torch.stack(sizes)[:, None, [1, 0, 1, 0]].to(output.boxes[0])
-        return [
-            torch.minimum(torch.nan_to_num(boxes, nan=0.0).clamp(min=0), limits)
-            for boxes in self.decode_all(output)
-        ]
+        limits = torch.stack([_on_device(size, boxes) for size in image_sizes])
+        limits = limits[:, None].flip(2).repeat(1, 1, 2)
+        return _split(torch.minimum(boxes, limits), output)
+
+    def _decode_levels(self, output: StageOutput) -> Tensor:
+        """Return the predicted boxes (N, R, 4) of all levels, decoded together."""
+        return self.decode(torch.cat(output.pred_deltas, dim=1), torch.cat(output.boxes, dim=1))
+
+
+def _split(boxes: Tensor, output: StageOutput) -> list[Tensor]:
+    """(N, R, 4) -> (N, Hi*Wi, 4) of each level."""
+    return list(boxes.split([b.shape[1] for b in output.boxes], dim=1))
+
+
+def _on_device(size: Sequence[int] | Tensor, like: Tensor) -> Tensor:
+    """Return the (2,) height and width of an image as numbers of the dtype of ``like``.
+
+    Under tracing and export detectron2's sizes are tensors. Otherwise they are filled in on the
+    device, since a copy from the host would wait for it.
+    """
+    if isinstance(size, Tensor):
+        return size.to(like)
+    return torch.stack([like.new_full((), side) for side in size])

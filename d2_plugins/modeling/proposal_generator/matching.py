@@ -1,35 +1,55 @@
-"""Matching cells with ground truth by IoU, which cells may be matched, and sampling.
+"""Matching of cells with ground-truth boxes, by regions and by IoU, and sampling of the matches.
 
-Matches are coded as in :mod:`.region_matcher`: k >= 0 is the matched ground-truth box, -1 a
-negative, -2 an ignored cell.
+Cascade RPN matches the first stage without anchors, by regions of the ground-truth boxes, and all
+later stages by the IoU of their boxes (arXiv 1909.06720, section 3.2; the exact rules are those of
+mmdetection 3).
 
-Shapes: N images, G ground-truth boxes of an image, R cells of all levels together.
+Shape shorthand:
+
+    N: number of images
+    G: number of ground-truth boxes of an image
+    L: number of levels
+    R: number of cells of all levels together, row-major within a level
+
+A match is coded as k >= 0 (index of the matched ground-truth box), -1 (negative) or -2 (ignored).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-__all__ = ["IGNORED", "NEGATIVE", "CellGrid", "iou_match", "sample_matches", "valid_cells"]
+__all__ = [
+    "IGNORED",
+    "NEGATIVE",
+    "CellGrid",
+    "iou_match",
+    "region_levels",
+    "region_match",
+    "region_match_images",
+    "sample_matches",
+    "valid_cells",
+]
 
 NEGATIVE = -1
 IGNORED = -2
 
 _MAX_PAIRS = 1 << 22
-"""Pairs of a box and a cell compared at a time: bounds the memory, at about 100 MB."""
+"""Number of (box, cell) pairs compared at a time, which bounds the memory to about 100 MB."""
 
 
 @dataclass(frozen=True)
 class CellGrid:
-    """Where the cells of a batch are.
+    """The cells of a batch.
 
     Attributes:
         feature_sizes: (height, width) of each level, in cells.
-        strides: of the levels, in image pixels.
+        strides: stride of each level, in image pixels.
         anchor_scale: side of the anchors, in cells of their own level.
         valid: (N, R) bool, see :func:`valid_cells`.
     """
@@ -40,6 +60,159 @@ class CellGrid:
     valid: Tensor
 
 
+def region_match(
+    gt_boxes: Boxes,
+    feature_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    *,
+    anchor_scale: float = 8,
+    center_ratio: float = 0.2,
+    ignore_ratio: float = 0.5,
+) -> Tensor:
+    """Match every cell of every level with at most one ground-truth box, by regions.
+
+    A ground-truth box belongs to one level of the pyramid, by its size. The cells of that level in
+    a shrunken copy of the box are its positives. Those in a larger copy around it are ignored, and
+    so are those of the larger copy on the two neighbouring levels.
+
+    Boxes are painted in the given order, each first its ignored and then its positive region, so
+    that a later box wins where two meet; the ignored cells of neighbouring levels win over all. A
+    cell (column i, row j) lies at (i, j) in units of its stride, without a half-cell shift.
+
+    Boxes of zero area belong to the first level. Boxes whose size is not a number (one negative
+    side) match nothing.
+
+    Args:
+        gt_boxes: G boxes in image pixels.
+        feature_sizes: (height, width) of each of the L levels, in cells.
+        strides: stride of each level, in image pixels.
+        anchor_scale: side of the anchors in cells, which decides the level of a box.
+        center_ratio: side of the positive region, as a fraction of the box's side.
+        ignore_ratio: side of the ignored region, likewise.
+
+    Returns:
+        (R,) int64 matches, levels concatenated.
+    """
+    return region_match_images(
+        [gt_boxes],
+        feature_sizes,
+        strides,
+        anchor_scale=anchor_scale,
+        center_ratio=center_ratio,
+        ignore_ratio=ignore_ratio,
+    )[0]
+
+
+@torch.no_grad()
+def region_match_images(
+    gt_boxes: Sequence[Boxes],
+    feature_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    *,
+    anchor_scale: float = 8,
+    center_ratio: float = 0.2,
+    ignore_ratio: float = 0.5,
+) -> Tensor:
+    """Match the cells of several images by regions, see :func:`region_match`.
+
+    The regions are painted on the host: a few rectangles per box, for which a GPU would need
+    hundreds of small kernels. The boxes of all images are copied to the host together, and the
+    matches back.
+
+    Args:
+        gt_boxes: ground-truth boxes of each of the N images.
+        feature_sizes: see :func:`region_match`, and likewise the other arguments.
+        strides: see there.
+        anchor_scale: see there.
+        center_ratio: see there.
+        ignore_ratio: see there.
+
+    Returns:
+        (N, R) int64 matches, on the device of the boxes.
+    """
+    all_boxes = torch.cat([x.tensor for x in gt_boxes])
+    boxes = all_boxes.cpu()
+    levels = region_levels(Boxes(boxes), len(strides), base_size=anchor_scale * strides[0])
+    level = levels.nan_to_num(nan=0.0).long()
+    positive = _regions(boxes, center_ratio, level, feature_sizes, strides)
+    ignored, finer, coarser = (
+        _regions(boxes, ignore_ratio, near, feature_sizes, strides)
+        for near in (level, level - 1, level + 1)
+    )
+    own, matchable = level.tolist(), levels.isfinite().tolist()
+
+    areas = [height * width for height, width in feature_sizes]
+    matches = torch.full((len(gt_boxes), sum(areas)), NEGATIVE)
+    first = 0
+    for row, gt in zip(matches, gt_boxes, strict=True):
+        # NumPy views of the levels: assigning to a slice of them is several times faster.
+        maps = [m.view(s).numpy() for m, s in zip(row.split(areas), feature_sizes, strict=True)]
+        of_image = [k for k in range(first, first + len(gt)) if matchable[k]]
+        for k in of_image:
+            _paint(maps[own[k]], ignored[k], IGNORED)
+            _paint(maps[own[k]], positive[k], k - first)
+        for k in of_image:
+            if own[k] > 0:
+                _paint(maps[own[k] - 1], finer[k], IGNORED)
+            if own[k] + 1 < len(maps):
+                _paint(maps[own[k] + 1], coarser[k], IGNORED)
+        first += len(gt)
+    return matches.to(all_boxes.device)
+
+
+def region_levels(gt_boxes: Boxes, num_levels: int, *, base_size: float) -> Tensor:
+    """Return the level of each box: that whose anchors are nearest in size, in powers of two.
+
+    Args:
+        gt_boxes: G boxes.
+        num_levels: L.
+        base_size: side of the first level's anchors, in image pixels.
+
+    Returns:
+        (G,) float32 in 0..L-1; NaN for boxes whose size is not a number.
+    """
+    log_size = gt_boxes.area().sqrt().log2()
+    log_base = torch.full((1,), base_size, device=log_size.device).log2()
+    return (log_size - log_base + 0.5).floor().clamp(0, num_levels - 1)
+
+
+def _regions(
+    boxes: Tensor,
+    ratio: float,
+    levels: Tensor,
+    feature_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+) -> list[list[int]]:
+    """Return the cells around the centre of each box, on the given level of each.
+
+    Both ends are rounded (half to even), inclusive, and clamped to 0..W and 0..H. A region that
+    rounds to column W, which does not exist, has no cell.
+
+    Args:
+        boxes: (G, 4) on the host.
+        ratio: side of the region, as a fraction of the box's side.
+        levels: (G,) int64; a level that does not exist gives a region that means nothing.
+        feature_sizes: (height, width) of each level, in cells.
+        strides: stride of each level, in image pixels.
+
+    Returns:
+        The first column, first row, last column and last row of each box.
+    """
+    levels = levels.clamp(0, len(strides) - 1)
+    low, high = (boxes / torch.tensor(strides)[levels, None]).split(2, dim=1)
+    shrink = (1 - ratio) / 2
+    first = ((1 - shrink) * low + shrink * high).round()
+    last = (shrink * low + (1 - shrink) * high).round()
+    limits = torch.tensor([[w, h, w, h] for h, w in feature_sizes])[levels]
+    ends = torch.cat([first, last], dim=1).nan_to_num(nan=0.0).clamp(min=0)
+    return torch.minimum(ends, limits).int().tolist()
+
+
+def _paint(cells: np.ndarray, region: Sequence[int], value: int) -> None:
+    x0, y0, x1, y1 = region
+    cells[y0 : y1 + 1, x0 : x1 + 1] = value
+
+
 @torch.no_grad()
 def iou_match(
     gt_boxes: Boxes, boxes: Boxes, *, iou_threshold: float = 0.7, low_quality_iou: float = 0.3
@@ -48,33 +221,35 @@ def iou_match(
 
     A box matches the ground truth it overlaps most (the first of equals) if their IoU is at least
     ``iou_threshold``. Then every ground truth whose best IoU m is at least ``low_quality_iou``
-    takes all boxes whose IoU with it is m, whatever they matched before; the last one wins.
+    takes all boxes whose IoU with it is m, even if they are matched already; the last one wins.
     detectron2's Matcher has no such floor and leaves those boxes with the ground truth they overlap
-    most. There is no ignored band.
+    most. No box is ignored.
 
     Args:
-        gt_boxes: G boxes.
+        gt_boxes: G ground-truth boxes.
         boxes: R boxes; empty ones have IoU 0.
-        iou_threshold: IoU of a match.
-        low_quality_iou: least IoU of a match that is only a ground truth's best.
+        iou_threshold: least IoU of an ordinary match.
+        low_quality_iou: least IoU of a ground truth's best box.
 
     Returns:
-        (R,) int64: k >= 0 or -1.
+        (R,) int64 matches: k >= 0 or -1.
     """
-    best = torch.zeros(len(boxes), device=boxes.device)
+    best_iou = torch.zeros(len(boxes), device=boxes.device)
     matches = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
     forced = matches.clone()
+    # As many ground-truth boxes at a time as the memory allows.
     step = max(_MAX_PAIRS // max(len(boxes), 1), 1)
     for start in range(0, len(gt_boxes) if len(boxes) else 0, step):
         iou = pairwise_iou(gt_boxes[start : start + step], boxes)
         iou_of_box, k = iou.max(dim=0)
-        better = iou_of_box > best
-        best = torch.where(better, iou_of_box, best)
+        better = iou_of_box > best_iou
+        best_iou = torch.where(better, iou_of_box, best_iou)
         matches = torch.where(better, k + start, matches)
+        # The best boxes of each ground truth, however often the same IoU occurs.
         iou_of_gt = iou.amax(dim=1, keepdim=True)
         k, index = ((iou == iou_of_gt) & (iou_of_gt >= low_quality_iou)).nonzero(as_tuple=True)
         forced.scatter_reduce_(0, index, k + start, "amax")
-    matches.masked_fill_(best < iou_threshold, NEGATIVE)
+    matches.masked_fill_(best_iou < iou_threshold, NEGATIVE)
     return torch.where(forced >= 0, forced, matches)
 
 
@@ -86,41 +261,45 @@ def valid_cells(
     size_divisibility: int = 32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Which cells belong to an image rather than to the padding of its batch.
+    """Mark the cells that belong to an image rather than to the padding of its batch.
 
-    An image takes up its own size rounded up to a multiple of ``size_divisibility``, whatever it
-    was batched with.
+    An image takes up its own size rounded up to a multiple of ``size_divisibility``, independently
+    of the other images of the batch.
 
     Args:
         image_sizes: (height, width) of the N images, in pixels.
         feature_sizes: (height, width) of each level, in cells.
-        strides: of the levels.
-        size_divisibility: see above.
-        device: of the result.
+        strides: stride of each level.
+        size_divisibility: divisor that image sizes are rounded up to.
+        device: device of the result.
 
     Returns:
         (N, R) bool.
     """
-    sizes = torch.tensor(image_sizes, dtype=torch.int64).view(-1, 2, 1, 1)
-    height, width = (-(-sizes // size_divisibility) * size_divisibility).unbind(dim=1)
-    flags = []
-    for (rows, columns), stride in zip(feature_sizes, strides, strict=True):
-        # A cell is valid if it begins before the image ends: row < ceil(height / stride).
-        y = torch.arange(rows)[:, None] * stride < height
-        x = torch.arange(columns)[None] * stride < width
-        flags.append((y & x).flatten(1))
-    return torch.cat(flags, dim=1).to(device)
+    areas = [height * width for height, width in feature_sizes]
+    valid = torch.zeros(len(image_sizes), sum(areas), dtype=torch.bool, device=device)
+    for flags, image_size in zip(valid, image_sizes, strict=True):
+        height, width = (_round_up(side, size_divisibility) for side in image_size)
+        for level, size, stride in zip(flags.split(areas), feature_sizes, strides, strict=True):
+            # A cell is valid if it begins before the image ends: row < ceil(height / stride).
+            rows, columns = math.ceil(height / stride), math.ceil(width / stride)
+            level.view(size)[:rows, :columns] = True
+    return valid
+
+
+def _round_up(side: int, divisor: int) -> int:
+    return math.ceil(side / divisor) * divisor
 
 
 def sample_matches(
     matches: Tensor, num_samples: int, positive_fraction: float
 ) -> tuple[Tensor, Tensor]:
-    """A random subset of the positives and negatives of one image.
+    """Draw a random subset of the positives and negatives of one image.
 
     Args:
-        matches: (R,) int64, see the module.
-        num_samples: how many at most.
-        positive_fraction: part of them that positives take at most.
+        matches: (R,) int64 matches.
+        num_samples: maximum number of cells drawn.
+        positive_fraction: maximum fraction of positives among them.
 
     Returns:
         Indices of the sampled positives and negatives.

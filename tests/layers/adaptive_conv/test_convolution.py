@@ -10,28 +10,17 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from d2_plugins.layers import AdaptiveConv2d, adaptive_conv2d
-from d2_plugins.layers.adaptive_conv import (
-    gather_cpu,
-    operators,
-)
+from d2_plugins.layers.adaptive_conv import gather_cpu, operators
 from d2_plugins.layers.adaptive_conv.geometry import deform_offsets, sampling_points
+from tests.support.adaptive_conv import (
+    cell_boxes,
+    jittered_boxes,
+    non_finite_boxes,
+    with_gradients,
+)
 from tests.support.helpers import shared_path
 
 BACKENDS = ("reference", "gather")
-
-
-def cell_boxes(images: int, height: int, width: int, stride: float, side: float) -> Tensor:
-    """Square boxes of ``side`` pixels, each centred on its own cell: (N, H * W, 4) float64."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    centre = torch.stack([x, y], dim=-1).reshape(-1, 2).double() * stride
-    boxes = torch.cat([centre - side / 2, centre + side / 2], dim=-1)
-    return boxes.expand(images, -1, -1).clone()
-
-
-def jittered_boxes(images: int, height: int, width: int, stride: float) -> Tensor:
-    """Boxes near their cells; some reach out of the map, and some are inverted."""
-    boxes = cell_boxes(images, height, width, stride, 5 * stride)
-    return boxes + torch.randn_like(boxes) * 2 * stride
 
 
 def spec_offsets(boxes: Tensor, stride: float, height: int, width: int) -> Tensor:
@@ -45,14 +34,6 @@ def spec_offsets(boxes: Tensor, stride: float, height: int, width: int) -> Tenso
             taps = [(dy + gy * ky, dx + gx * kx) for ky in (-1, 0, 1) for kx in (-1, 0, 1)]
             offsets[n, :, j, i] = torch.stack([v for tap in taps for v in tap])
     return offsets
-
-
-def with_gradients(function, grad: Tensor | None, *inputs: Tensor) -> list[Tensor]:
-    """The function's result and the gradients of its inputs."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    out = function(*inputs)
-    out.backward(torch.ones_like(out) if grad is None else grad.to(out.dtype))
-    return [out.detach(), *[x.grad for x in inputs]]
 
 
 CASES = {
@@ -176,16 +157,6 @@ def test_only_the_gradients_asked_for(needed: tuple[int, ...]) -> None:
         assert (x.grad is not None) == (i in needed)
         if i in needed:
             torch.testing.assert_close(x.grad, expected[i], rtol=1e-4, atol=1e-5)
-
-
-def non_finite_boxes(height: int, width: int) -> tuple[Tensor, list[int]]:
-    """Boxes of one image and the cells whose box is not finite."""
-    boxes = jittered_boxes(1, height, width, 4)
-    boxes[0, 0, 0] = torch.nan
-    boxes[0, 1, 3] = torch.inf
-    boxes[0, 2] = torch.tensor([-torch.inf, -torch.inf, torch.inf, torch.inf])
-    boxes[0, 3, 1] = -torch.inf
-    return boxes, [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -317,7 +288,7 @@ def test_autocast_casts_like_a_convolution(backend: str, dtype: torch.dtype) -> 
 
 @pytest.mark.filterwarnings("ignore:TF32")
 def test_without_onednn() -> None:
-    """The products by MKL or whatever torch.mm calls, as on machines without oneDNN."""
+    """The products with the library that torch.mm calls, as on machines without oneDNN."""
     boxes = jittered_boxes(2, 6, 7, 4)
     inputs = (torch.randn(2, 5, 6, 7), torch.randn(3, 5, 3, 3), torch.randn(3))
 
@@ -444,7 +415,7 @@ def test_onnx_runtime_gives_the_same(tmp_path: Path) -> None:
         ({"weight": torch.zeros(2, 3, 3, 3).double()}, "dtype of feature"),
         ({"bias": torch.zeros(2).half()}, "dtype of feature"),
         ({"stride": 0}, "stride must be positive, not 0"),
-        ({"backend": "cuda"}, "unknown backend 'cuda': allowed are auto, reference"),
+        ({"backend": "cuda"}, "backend is 'cuda'; allowed: auto, reference"),
     ],
 )
 def test_wrong_arguments(change: dict[str, object], message: str) -> None:
@@ -481,7 +452,7 @@ def test_module() -> None:
     assert list(AdaptiveConv2d(4, 5).state_dict()) == ["weight"]
     assert repr(AdaptiveConv2d(4, 5)) == "AdaptiveConv2d(4, 5, bias=False)"
     assert "backend='gather'" in repr(AdaptiveConv2d(4, 5, backend="gather"))
-    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+    with pytest.raises(ValueError, match="backend is 'fast'; allowed: auto"):
         AdaptiveConv2d(4, 5, backend="fast")
     boxes, feature = jittered_boxes(1, 3, 4, 8), torch.randn(1, 64, 3, 4)
     expected = adaptive_conv2d(feature, boxes, module.weight, module.bias, stride=8)

@@ -10,7 +10,7 @@ import torch
 
 from d2_plugins.layers import adaptive_conv2d
 from d2_plugins.layers.adaptive_conv import convolution as adaptive_conv
-from tests.layers.adaptive_conv.test_convolution import jittered_boxes, with_gradients
+from tests.support.adaptive_conv import jittered_boxes, with_gradients
 from tests.support.helpers import REPO
 
 triton = pytest.importorskip("triton")
@@ -97,7 +97,7 @@ def test_compiles_ahead_of_time(
 
 
 def test_choice_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which backend CUDA tensors would get; without a device, from what the choice looks at."""
+    """The backend that CUDA tensors get, tested without a device."""
 
     class Feature:
         device = torch.device("cuda", 0)

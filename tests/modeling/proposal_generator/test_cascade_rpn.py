@@ -1,6 +1,7 @@
 """The whole proposal generator: training, inference, corner cases and config."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ BOXES = [[16.0, 16, 60, 56], [40, 20, 120, 90], [5, 70, 20, 90]]
 
 
 def assert_gradients_everywhere(model: nn.Module, losses: dict[str, Tensor]) -> None:
-    """What DistributedDataParallel asks for: every parameter has a gradient, if only a zero one."""
+    """DistributedDataParallel needs a gradient for every parameter, if only a zero one."""
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         assert loss.isfinite(), name
@@ -63,11 +64,11 @@ def test_training_pass(stages: int, loss: str, gt: list[list[float]]) -> None:
     proposals, losses = model(
         image_list(*sizes), features, [instances(sizes[0], gt), instances(sizes[1], [])]
     )
-    regressed = {f"loss_rpn_s{i}_reg" for i in range(stages)}
-    assert set(losses) == regressed | {f"loss_rpn_s{stages - 1}_cls"}
+    regressed = {f"loss_rpn_stage{i}_loc" for i in range(1, stages + 1)}
+    assert set(losses) == regressed | {f"loss_rpn_stage{stages}_cls"}
     assert_proposals(proposals, sizes)
     assert_gradients_everywhere(model, losses)
-    assert (losses["loss_rpn_s0_reg"] > 0) == (gt == BOXES)
+    assert (losses["loss_rpn_stage1_loc"] > 0) == (gt == BOXES)
     assert all(x.grad is not None for x in features.values())
 
 
@@ -75,7 +76,7 @@ def test_gradient_flow_between_stages() -> None:
     """The second stage trains the first one's convolution, but not its deltas."""
     model = crpn().train()
     _, losses = model(image_list(SIZE), random_features(SIZE), [instances(SIZE, BOXES)])
-    (losses["loss_rpn_s1_reg"] + losses["loss_rpn_s1_cls"]).backward()
+    (losses["loss_rpn_stage2_loc"] + losses["loss_rpn_stage2_cls"]).backward()
     assert model.stages[0].conv.weight.grad.any()
     assert model.stages[0].bbox_deltas.weight.grad is None
 
@@ -103,7 +104,7 @@ def test_five_thousand_boxes() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_features_that_are_no_numbers(bad: float) -> None:
+def test_features_that_are_not_numbers(bad: float) -> None:
     model = crpn()
     features = {name: x.detach() for name, x in random_features(SIZE).items()}
     features["p3"][0, 2, 4:, 5] = bad
@@ -122,7 +123,7 @@ def test_features_that_are_no_numbers(bad: float) -> None:
         ("stages.1.objectness", "logits of stage 2 on p2"),
     ],
 )
-def test_weights_that_are_no_numbers(layer: str, message: str) -> None:
+def test_weights_that_are_not_numbers(layer: str, message: str) -> None:
     model = crpn().train()
     model.get_submodule(layer).bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=message):
@@ -135,7 +136,7 @@ def test_training_needs_ground_truth() -> None:
 
 
 def test_an_image_is_not_affected_by_its_batch() -> None:
-    """Beyond the border each image ends: the same proposals alone and beside a larger one."""
+    """Beyond the border each image ends: the same proposals alone and next to a larger one."""
     model = crpn().eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -181,7 +182,7 @@ def test_stage_proposals() -> None:
             known = {tuple(b) for b in cells.tensor.tolist()}
             assert all(tuple(b) in known for b in p.proposal_boxes.tensor.tolist())
             # Ranked by the final objectness: the best box is the best cell's, if it is not empty.
-            logits = torch.cat([x[n] for x in outputs[-1].logits])
+            logits = torch.cat([x[n] for x in outputs[-1].pred_objectness_logits])
             logits[~cells.nonempty()] = -torch.inf
             assert p.proposal_boxes.tensor[0].tolist() == cells.tensor[logits.argmax()].tolist()
 
@@ -218,7 +219,7 @@ def test_the_second_stage_learns_by_itself() -> None:
         model.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-    before, after = (storage.latest()[f"rpn_s1/mean_iou_{k}"][0] for k in ("before", "after"))
+    before, after = (storage.latest()[f"rpn_stage2/mean_iou_{k}"][0] for k in ("before", "after"))
     assert after > before + 0.15
 
 
@@ -227,7 +228,11 @@ def test_mixed_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         proposals, losses = model(image_list(SIZE), random_features(SIZE), [instances(SIZE, BOXES)])
         outputs = model.run_stages(image_list(SIZE), random_features(SIZE))
-    assert all(x.dtype == torch.float32 for o in outputs for x in (*o.boxes, *o.deltas, *o.logits))
+    assert all(
+        x.dtype == torch.float32
+        for o in outputs
+        for x in (*o.boxes, *o.pred_deltas, *o.pred_objectness_logits)
+    )
     assert_proposals(proposals, [SIZE])
     assert_gradients_everywhere(model, losses)
 
@@ -359,37 +364,61 @@ def test_smaller_anchors() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("CASCADE_RPN.NUM_STAGES", 0, r"MODEL\.CASCADE_RPN\.NUM_STAGES .*1\.\.3, not 0"),
-        ("CASCADE_RPN.NUM_STAGES", 4, r"MODEL\.CASCADE_RPN\.NUM_STAGES .*1\.\.3, not 4"),
-        ("CASCADE_RPN.DILATION", 0, r"MODEL\.CASCADE_RPN\.DILATION .*not 0"),
-        ("CASCADE_RPN.BBOX_REG_WEIGHTS", (), r"MODEL\.CASCADE_RPN\.BBOX_REG_WEIGHTS"),
-        ("CASCADE_RPN.BBOX_REG_WEIGHTS", ((1.0, 1.0),), r"CASCADE_RPN\.BBOX_REG_WEIGHTS"),
-        ("CASCADE_RPN.BBOX_REG_LOSS_TYPE", "l1", r"BBOX_REG_LOSS_TYPE is 'l1'.*iou, giou"),
-        ("CASCADE_RPN.CENTER_RATIO", 0.6, r"MODEL\.CASCADE_RPN\.CENTER_RATIO 0\.6"),
-        ("CASCADE_RPN.IGNORE_RATIO", 1.5, r"MODEL\.CASCADE_RPN\.IGNORE_RATIO 1\.5"),
-        ("CASCADE_RPN.IOU_THRESHOLD", 0.2, r"MODEL\.CASCADE_RPN\.IOU_THRESHOLD 0\.2"),
-        ("CASCADE_RPN.LOW_QUALITY_IOU", 0.0, r"MODEL\.CASCADE_RPN\.LOW_QUALITY_IOU 0\.0"),
-        ("CASCADE_RPN.CELLS_PER_POSITIVE", 0.0, r"MODEL\.CASCADE_RPN\.CELLS_PER_POSITIVE"),
-        ("CASCADE_RPN.SIZE_DIVISIBILITY", 0, r"MODEL\.CASCADE_RPN\.SIZE_DIVISIBILITY"),
-        ("ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]], r"MODEL\.ANCHOR_GENERATOR\.SIZES"),
-        ("ANCHOR_GENERATOR.SIZES", [[32, 64]], r"ASPECT_RATIOS.*\[2, 2, 2, 2, 2\]"),
-        ("ANCHOR_GENERATOR.SIZES", [[32]], r"MODEL\.ANCHOR_GENERATOR\.SIZES that grow"),
-        ("ANCHOR_GENERATOR.OFFSET", 0.5, r"MODEL\.ANCHOR_GENERATOR\.OFFSET 0\.0, not 0\.5"),
-        ("ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", r"MODEL\.ANCHOR_GENERATOR\.SIZES"),
-        ("RPN.IN_FEATURES", ["p2", "p9"], r"MODEL\.RPN\.IN_FEATURES .*'p9'.*'p6'"),
-        ("RPN.IN_FEATURES", [], r"MODEL\.RPN\.IN_FEATURES"),
+        ("CASCADE_RPN.NUM_STAGES", 0, "CASCADE_RPN.NUM_STAGES is 0; allowed: 1 to 3"),
+        ("CASCADE_RPN.NUM_STAGES", 4, "CASCADE_RPN.NUM_STAGES is 4; allowed: 1 to 3"),
+        ("CASCADE_RPN.DILATION", 0, "CASCADE_RPN.DILATION is 0; allowed: 1 or more"),
+        ("CASCADE_RPN.BBOX_REG_WEIGHTS", (), "CASCADE_RPN.BBOX_REG_WEIGHTS is empty; allowed: "),
+        (
+            "CASCADE_RPN.BBOX_REG_WEIGHTS",
+            ((1.0, 1.0),),
+            "CASCADE_RPN.BBOX_REG_WEIGHTS has the entry (1.0, 1.0); allowed: four positive numbers",
+        ),
+        (
+            "CASCADE_RPN.BBOX_REG_LOSS_TYPE",
+            "l1",
+            "CASCADE_RPN.BBOX_REG_LOSS_TYPE is 'l1'; allowed: iou, giou",
+        ),
+        ("CASCADE_RPN.CENTER_RATIO", 0.6, "CENTER_RATIO is 0.6; allowed: 0 to IGNORE_RATIO (0.5)"),
+        ("CASCADE_RPN.IGNORE_RATIO", 1.5, "CASCADE_RPN.IGNORE_RATIO is 1.5; allowed: 0 to 1"),
+        ("CASCADE_RPN.IOU_THRESHOLD", 1.2, "IOU_THRESHOLD is 1.2; allowed: above 0, up to 1"),
+        (
+            "CASCADE_RPN.IOU_THRESHOLD",
+            0.2,
+            "LOW_QUALITY_IOU is 0.3; allowed: above 0, up to IOU_THRESHOLD (0.2)",
+        ),
+        ("CASCADE_RPN.LOW_QUALITY_IOU", 0.0, "CASCADE_RPN.LOW_QUALITY_IOU is 0.0; allowed: above"),
+        ("CASCADE_RPN.CELLS_PER_POSITIVE", 0.0, "CELLS_PER_POSITIVE is 0.0; allowed: above 0"),
+        ("CASCADE_RPN.SIZE_DIVISIBILITY", 0, "SIZE_DIVISIBILITY is 0; allowed: 1 or more"),
+        (
+            "ANCHOR_GENERATOR.ASPECT_RATIOS",
+            [[0.5, 1.0, 2.0]],
+            "ANCHOR_GENERATOR.ASPECT_RATIOS give [3, 3, 3, 3, 3] anchors",
+        ),
+        ("ANCHOR_GENERATOR.SIZES", [[32, 64]], "ASPECT_RATIOS give [2, 2, 2, 2, 2] anchors"),
+        ("ANCHOR_GENERATOR.SIZES", [[32]], "ANCHOR_GENERATOR.SIZES are [8.0, 4.0, 2.0, 1.0, 0.5]"),
+        ("ANCHOR_GENERATOR.OFFSET", 0.5, "OFFSET is 0.5; allowed for CascadeRPN: 0.0"),
+        ("ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "anchors of 5 numbers per cell"),
+        (
+            "RPN.IN_FEATURES",
+            ["p2", "p9"],
+            "RPN.IN_FEATURES is ['p2', 'p9']; allowed: one or more of p2, p3, p4, p5, p6",
+        ),
+        ("RPN.IN_FEATURES", [], "RPN.IN_FEATURES is []; allowed: "),
     ],
 )
 def test_config_errors(key: str, value: object, message: str) -> None:
     cfg = crpn_cfg()
     cfg.merge_from_list([f"MODEL.{key}", value])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         crpn(cfg=cfg)
+    assert "MODEL." in str(error.value)
 
 
 def test_other_construction_errors() -> None:
     shapes = {n: ShapeSpec(channels=8 + i, stride=2 ** (i + 2)) for i, n in enumerate(LEVELS)}
-    with pytest.raises(ValueError, match=r"MODEL\.RPN\.IN_FEATURES .*number of channels.*\[8, 9"):
+    with pytest.raises(
+        ValueError, match=r"MODEL\.RPN\.IN_FEATURES is .* with \[8, 9.* same number of channels"
+    ):
         CascadeRPN(crpn_cfg(), shapes)
     anchors = DefaultAnchorGenerator(sizes=[32], aspect_ratios=[1.0], strides=[4], offset=0.0)
     stage = CascadeRPNStage(

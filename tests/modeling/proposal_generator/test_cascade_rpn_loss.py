@@ -4,10 +4,15 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from d2_plugins.modeling.proposal_generator import CascadeRPNLoss
-from d2_plugins.modeling.proposal_generator.cascade_rpn_loss import REGRESSION_LOSSES, aligned_iou
+from d2_plugins.modeling.proposal_generator.cascade_rpn_loss import (
+    REGRESSION_LOSSES,
+    aligned_iou,
+    without_unusable,
+)
 from tests.support.cascade_rpn import (
     crpn,
     crpn_cfg,
@@ -64,23 +69,23 @@ def test_weights(
 
 
 def test_normalizers() -> None:
-    """Of the reference: cells / 200 first, then the number of sampled cells, at least 1 of each."""
+    """As in the reference: cells / 200, then the number of sampled cells, at least 1 of each."""
     criterion = CascadeRPNLoss()
     gt = [Boxes(torch.tensor([[0.0, 0, 8, 8]])), Boxes(torch.zeros(0, 4))]
-    matches = [torch.full((1000,), -1), torch.full((1000,), -1)]
-    matches[0][:200] = 0
-    first = criterion.targets(0, matches, gt, with_scores=False)
+    matches = torch.full((2, 1000), -1)
+    matches[0, :200] = 0
+    first = criterion.targets(1).targets(matches, gt, with_scores=False)
     assert first.normalizer == 2 * 1000 / 200
     assert len(first.positives) == 200  # all of them
-    assert len(first.scored) == 0
-    second = criterion.targets(1, matches, gt, with_scores=True)
+    assert len(first.sampled) == 0
+    second = criterion.targets(2).targets(matches, gt, with_scores=True)
     assert second.normalizer == second.score_normalizer == 256 + (1 + 256)
     assert len(second.positives) == 128
-    assert second.labels.sum() == 128
-    assert (second.scored[second.labels == 0] >= 200).all()
+    assert second.gt_labels.sum() == 128
+    assert (second.sampled[second.gt_labels == 0] >= 200).all()
     # With scores, the first stage samples for them and still regresses all.
-    alone = criterion.targets(0, matches, gt, with_scores=True)
-    assert (len(alone.positives), len(alone.scored)) == (200, 512)
+    alone = criterion.targets(1).targets(matches, gt, with_scores=True)
+    assert (len(alone.positives), len(alone.sampled)) == (200, 512)
 
 
 def test_unusable_ground_truth_matches_nothing() -> None:
@@ -93,12 +98,22 @@ def test_unusable_ground_truth_matches_nothing() -> None:
     images, features = image_list(size), random_features(size)
     outputs = model.run_stages(images, features)
     grid = model.grid(images, features)
-    for stage in (0, 1):
-        match = lambda boxes: model.criterion.match(stage, 0, outputs[stage], boxes, grid)  # noqa: B023, E731
-        mixed = match(instances(size, [*bad, good]).gt_boxes)
-        alone = match(instances(size, [good]).gt_boxes)
+    for number, output in enumerate(outputs, start=1):
+
+        def match(boxes: list[list[float]]) -> Tensor:
+            gt_boxes = without_unusable(instances(size, boxes).gt_boxes)
+            return model.criterion.targets(number).match(output, [gt_boxes], grid)  # noqa: B023
+
+        mixed, alone = match([*bad, good]), match([good])
+        assert (alone >= 0).any()
         assert torch.equal(mixed, torch.where(alone >= 0, alone + len(bad), alone))
-        assert (match(instances(size, bad).gt_boxes) < 0).all()
+        assert (match(bad) < 0).all()
+    # The losses leave them out as well.
+    torch.manual_seed(0)
+    mixed = model.criterion(model.stages, outputs, [instances(size, [*bad, good]).gt_boxes], grid)
+    torch.manual_seed(0)
+    alone = model.criterion(model.stages, outputs, [instances(size, [good]).gt_boxes], grid)
+    assert mixed == alone
 
 
 def test_diagnostics() -> None:
@@ -109,12 +124,32 @@ def test_diagnostics() -> None:
     with EventStorage() as storage:
         model(image_list(size, size), random_features(size, images=2), gt)
     found = storage.latest()
-    for stage in (0, 1):
-        assert found[f"rpn_s{stage}/num_positives"][0] > 0
+    for stage in (1, 2):
+        assert found[f"rpn_stage{stage}/num_positives"][0] > 0
         for when in ("before", "after"):
-            assert 0 < found[f"rpn_s{stage}/mean_iou_{when}"][0] <= 1
-    # Without positives there is no mean to log.
+            assert 0 < found[f"rpn_stage{stage}/mean_iou_{when}"][0] <= 1
+    # Without positives there is not a mean to log.
     with EventStorage() as storage:
         model(image_list(size), random_features(size), [instances(size, [])])
-    assert storage.latest()["rpn_s1/num_positives"][0] == 0
-    assert "rpn_s1/mean_iou_before" not in storage.latest()
+    assert storage.latest()["rpn_stage2/num_positives"][0] == 0
+    assert "rpn_stage2/mean_iou_before" not in storage.latest()
+
+
+def test_diagnostics_only_every_20_iterations() -> None:
+    """Reading them waits for the device."""
+    model, gt = crpn().train(), [instances((64, 64), [[16, 16, 48, 48]])]
+    for iteration in (19, 21, 40):
+        with EventStorage(iteration) as storage:
+            model(image_list((64, 64)), random_features((64, 64)), gt)
+        assert ("rpn_stage1/num_positives" in storage.latest()) == (iteration == 40)
+
+
+def test_matched_boxes_are_those_of_their_own_image() -> None:
+    gt = [Boxes(random_boxes(n, (60, 60))) for n in (3, 0, 2)]
+    matches = torch.tensor([[2, -1, 0, 1], [-1, -2, -1, -1], [1, 0, -1, 1]])
+    for number in (1, 2):
+        found = CascadeRPNLoss().targets(number).targets(matches, gt, with_scores=False)
+        for cell, box in zip(found.positives.tolist(), found.gt_boxes, strict=True):
+            image, index = cell // 4, matches.flatten()[cell]
+            assert torch.equal(box, gt[image].tensor[index])
+        assert sorted(found.positives.tolist()) == [0, 2, 3, 8, 9, 11]

@@ -1,15 +1,140 @@
-"""IoU matching against plain loops, valid cells, and sampling."""
+"""Matching by regions and by IoU against plain loops and by hand, valid cells, and sampling."""
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from d2_plugins.modeling.proposal_generator import iou_match, matching
-from d2_plugins.modeling.proposal_generator.matching import sample_matches, valid_cells
+from d2_plugins.modeling.proposal_generator import iou_match, matching, region_match
+from d2_plugins.modeling.proposal_generator.matching import (
+    region_levels,
+    region_match_images,
+    sample_matches,
+    valid_cells,
+)
 from tests.support.cascade_rpn import random_boxes
-from tests.support.matching_loops import iou_match_loop
+from tests.support.matching_loops import iou_match_loop, region_match_loop
+
+Size = tuple[int, int]
+NAN, INF = float("nan"), float("inf")
+
+
+def pyramid(size: Size, strides: Sequence[int]) -> list[Size]:
+    return [(-(-size[0] // s), -(-size[1] // s)) for s in strides]
+
+
+def assert_regions_as_loop(
+    boxes: Tensor, sizes: list[Size], strides: Sequence[int], **kw: float
+) -> None:
+    ours = region_match(Boxes(boxes), sizes, strides, **kw)
+    assert ours.dtype == torch.int64
+    assert torch.equal(ours, region_match_loop(boxes, sizes, strides, **kw))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regions_of_random_boxes(seed: int) -> None:
+    torch.manual_seed(seed)
+    strides = (4, 8, 16, 32, 64)
+    size = (160, 224)
+    boxes = random_boxes(25, size)
+    sizes = pyramid(size, strides)
+    assert_regions_as_loop(boxes, sizes, strides)
+    matches = region_match(Boxes(boxes), sizes, strides)
+    assert {-2, -1} < set(matches.tolist())  # neither rule is left untested
+    assert_regions_as_loop(boxes.flip(0), sizes, strides)
+    assert not torch.equal(matches, region_match(Boxes(boxes.flip(0)), sizes, strides))
+
+
+coordinates = st.one_of(
+    st.integers(-40, 140).map(float),
+    st.floats(-40, 140, width=32),
+    # Halves of cells, where rounding half to even matters.
+    st.integers(-20, 70).map(lambda i: 2.0 * i),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[coordinates] * 4), max_size=8),
+    st.sampled_from([(4,), (4, 8), (8, 16, 32), (4, 8, 16, 32, 64)]),
+    st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    st.sampled_from([(0.2, 0.5), (0.0, 0.0), (0.3, 1.0), (0.5, 0.5)]),
+    st.sampled_from([2, 8]),
+)
+def test_regions_of_any_boxes(
+    boxes: list[tuple[float, ...]],
+    strides: tuple[int, ...],
+    size: Size,
+    ratios: tuple[float, float],
+    scale: float,
+) -> None:
+    """Also empty and inverted boxes, and those outside the image."""
+    assert_regions_as_loop(
+        torch.tensor(boxes).view(-1, 4),
+        pyramid(size, strides),
+        strides,
+        anchor_scale=scale,
+        center_ratio=ratios[0],
+        ignore_ratio=ratios[1],
+    )
+
+
+def test_regions_of_no_boxes_and_boxes_that_are_not_numbers() -> None:
+    sizes, strides = [(4, 4), (2, 2)], (4, 8)
+    assert (region_match(Boxes(torch.zeros(0, 4)), sizes, strides) == -1).all()
+    bad = torch.tensor([[NAN, 0, 8, 8], [0, 0, 8, NAN], [8, 0, 0, 8]])
+    assert (region_match(Boxes(bad), sizes, strides) == -1).all()
+    huge = torch.tensor([[-INF, -INF, INF, INF], [0, 0, INF, 8]])
+    assert region_match(Boxes(huge), sizes, strides).shape == (20,)
+
+
+def test_regions_by_hand() -> None:
+    # 32 pixels: the first level. Centre region of 6.4 pixels around (32, 32): cells 7.2..8.8, so
+    # 7..9; the ignored one of 16 pixels: cells 6..10.
+    expected = torch.full((16, 16), -1)
+    expected[6:11, 6:11] = -2
+    expected[7:10, 7:10] = 0
+    # On the next level the ignored region is 3..5 of 8 x 8 cells.
+    neighbour = torch.full((8, 8), -1)
+    neighbour[3:6, 3:6] = -2
+    # None on the third.
+    third = torch.full((4, 4), -1)
+    ours = region_match(
+        Boxes(torch.tensor([[16.0, 16, 48, 48]])), [(16, 16), (8, 8), (4, 4)], (4, 8, 16)
+    )
+    assert torch.equal(ours, torch.cat([x.flatten() for x in (expected, neighbour, third)]))
+
+
+def test_region_levels() -> None:
+    sides = torch.tensor([1.0, 45.2, 45.3, 90.4, 90.6, 181.0, 181.1, 362.0, 362.1, 4000.0, 0.0])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides], dim=1)
+    levels = region_levels(Boxes(boxes), 5, base_size=32)
+    assert levels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0]
+
+
+@pytest.mark.parametrize("numbers", [(7, 0, 3), (0, 0), (4,)])
+def test_regions_of_several_images(numbers: tuple[int, ...]) -> None:
+    strides, size = (4, 8, 16), (96, 96)
+    gt_boxes = [Boxes(random_boxes(number, size)) for number in numbers]
+    sizes = pyramid(size, strides)
+    found = region_match_images(gt_boxes, sizes, strides)
+    assert torch.equal(found, torch.stack([region_match(b, sizes, strides) for b in gt_boxes]))
+
+
+def test_regions_need_no_more_memory_than_their_result() -> None:
+    """Of 5,000 boxes on all of a large level, which are 300 million cells to paint."""
+    boxes = Boxes(torch.tensor([[0.0, 0, 1216, 800]]).repeat(5000, 1))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        matches = region_match(boxes, [(200, 304)], (4,))
+    assert matches.max() == 4999  # the last box wins
+    largest = max(event.self_cpu_memory_usage for event in profiled.key_averages())
+    assert matches.nbytes <= largest < 4 * matches.nbytes
+
 
 # Few distinct integers: many ties, empty and inverted boxes; and IoUs exact in float32.
 corner = st.integers(0, 6).map(float)
@@ -22,7 +147,7 @@ box_lists = st.lists(st.tuples(*[corner] * 4), max_size=9)
     box_lists,
     st.sampled_from([(0.7, 0.3), (0.5, 0.5), (0.9, 0.1), (1.0, 1.0), (1 / 3, 1 / 3)]),
 )
-def test_as_loops(
+def test_iou_matches_as_loops(
     gt: list[tuple[float, ...]], boxes: list[tuple[float, ...]], thresholds: tuple[float, float]
 ) -> None:
     gt_boxes, others = (torch.tensor(b).view(-1, 4) for b in (gt, boxes))
@@ -35,7 +160,7 @@ def test_as_loops(
     assert torch.equal(ours, iou_match_loop(gt_boxes, others, **kwargs))
 
 
-def test_by_hand() -> None:
+def test_iou_matches_by_hand() -> None:
     gt = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [100, 100, 110, 110], [200, 200, 201, 201]])
     boxes = torch.tensor(
         [
@@ -51,7 +176,7 @@ def test_by_hand() -> None:
     assert iou_match(Boxes(gt), Boxes(boxes)).tolist() == [0, 1, -1, 2, 2, -1, -1]
 
 
-def test_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iou_matches_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same matches, ties included, when few pairs fit into a piece."""
     gt = Boxes(random_boxes(30, (200, 200)).round())
     boxes = Boxes(torch.cat([random_boxes(400, (200, 200)).round(), gt.tensor, gt.tensor]))

@@ -10,15 +10,10 @@ from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from d2_plugins.modeling.proposal_generator import (
-    CascadeRPN,
-    StageOutput,
-)
-from d2_plugins.modeling.proposal_generator import (
-    cascade_rpn_loss as losses,
-)
+from d2_plugins.modeling.proposal_generator import CascadeRPN, StageOutput
+from d2_plugins.modeling.proposal_generator import cascade_rpn_loss as losses
 from d2_plugins.modeling.proposal_generator.cascade_rpn_loss import StageTargets
-from d2_plugins.modeling.proposal_generator.matching import IGNORED, valid_cells
+from d2_plugins.modeling.proposal_generator.matching import IGNORED, CellGrid, valid_cells
 from tests.support.cascade_rpn import crpn
 from tests.support.cascade_rpn_reference import LOSSES, Reference, deviation, deviations
 from tests.support.matching_loops import region_match_loop
@@ -46,7 +41,7 @@ def feature_sizes(reference: Reference) -> list[tuple[int, int]]:
 
 
 def our_matches(reference: Reference, key: str) -> Tensor:
-    """The reference's -1 ignored, 0 negative, k + 1 matched, in our code."""
+    """Return the reference's matches (-1 ignored, 0 negative, k + 1 matched) in our code."""
     return torch.where(reference[key] == -1, IGNORED, reference[key] - 1)
 
 
@@ -70,9 +65,9 @@ def test_stages(model: CascadeRPN, reference: Reference, outputs: list[StageOutp
         before_relu = second.conv(hidden[i], outputs[1].boxes[i], stride=stride)
         assert deviation(before_relu, reference[f"s1/conv_pre_relu/{i}"]) <= 1e-4
         for s, output in enumerate(outputs):
-            deltas = output.deltas[i].transpose(1, 2).unflatten(2, sizes[i])
+            deltas = output.pred_deltas[i].transpose(1, 2).unflatten(2, sizes[i])
             assert deviation(deltas, reference[f"s{s}/reg/{i}"]) <= 1e-4
-        logits = outputs[1].logits[i].unflatten(1, sizes[i])[:, None]
+        logits = outputs[1].pred_objectness_logits[i].unflatten(1, sizes[i])[:, None]
         assert deviation(logits, reference[f"s1/cls/{i}"]) <= 1e-4
 
 
@@ -86,51 +81,65 @@ def test_region_matches(
     model: CascadeRPN, reference: Reference, outputs: list[StageOutput]
 ) -> None:
     grid = model.grid(reference.images, reference.features())
-    for n, gt_boxes in enumerate(reference.gt_boxes):
-        matches = model.criterion.match(0, n, outputs[0], gt_boxes, grid)
+    for n in (0, 1):
+        matches = region_matches(model, outputs[0], reference.gt_boxes, grid)[n]
         theirs = our_matches(reference, f"s0/assign_gt_inds/img{n}")
         assert torch.equal(matches, theirs)
         # The second image is smaller than the batch: without its flags it would not be equal.
         all_valid = dataclasses.replace(grid, valid=torch.ones_like(grid.valid))
-        matches = model.criterion.match(0, n, outputs[0], gt_boxes, all_valid)
+        matches = region_matches(model, outputs[0], reference.gt_boxes, all_valid)[n]
         assert torch.equal(matches, theirs) == (n == 0)
+
+
+def region_matches(
+    model: CascadeRPN, output: StageOutput, gt_boxes: list[Boxes], grid: CellGrid
+) -> Tensor:
+    return model.criterion.targets(1).match(output, gt_boxes, grid)
 
 
 def test_iou_matches(model: CascadeRPN, reference: Reference, outputs: list[StageOutput]) -> None:
     grid = model.grid(reference.images, reference.features())
+    matches = model.criterion.targets(2).match(outputs[1], reference.gt_boxes, grid)
     for n, gt_boxes in enumerate(reference.gt_boxes):
-        matches = model.criterion.match(1, n, outputs[1], gt_boxes, grid)
-        assert torch.equal(matches, our_matches(reference, f"s1/assign_gt_inds/img{n}"))
+        assert torch.equal(matches[n], our_matches(reference, f"s1/assign_gt_inds/img{n}"))
         boxes = Boxes(torch.cat([b[n] for b in outputs[1].boxes]))
         iou = pairwise_iou(gt_boxes, boxes).amax(dim=0)[grid.valid[n]]
         theirs = reference[f"s1/assign_max_iou/img{n}"][grid.valid[n]]
         torch.testing.assert_close(iou, theirs, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_targets(model: CascadeRPN, reference: Reference, stage: int) -> None:
-    matches = [our_matches(reference, f"s{stage}/assign_gt_inds/img{n}") for n in (0, 1)]
-    ours = model.criterion.targets(stage, matches, reference.gt_boxes, with_scores=stage == 1)
-    key = f"s{stage}/target"
+def targets_of(model: CascadeRPN, reference: Reference, number: int) -> StageTargets:
+    """Return the targets of a stage, given the reference's matches."""
+    key = f"s{number - 1}/assign_gt_inds"
+    matches = torch.stack([our_matches(reference, f"{key}/img{n}") for n in (0, 1)])
+    return model.criterion.targets(number).targets(
+        matches, reference.gt_boxes, with_scores=number == 2
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_targets(model: CascadeRPN, reference: Reference, number: int) -> None:
+    ours = targets_of(model, reference, number)
+    key = f"s{number - 1}/target"
     weights = torch.cat(reference.levels(f"{key}/bbox_weights"), dim=1).flatten(0, 1)
     targets = torch.cat(reference.levels(f"{key}/bbox_targets"), dim=1).flatten(0, 1)
     positives, order = ours.positives.sort()
     assert torch.equal(positives, weights[:, 0].nonzero()[:, 0])
     assert torch.equal(ours.gt_boxes[order], targets[positives])
-    assert ours.normalizer == reference[f"s{stage}/avg_factor"].item()
-    if stage == 1:
+    assert ours.normalizer == reference[f"s{number - 1}/avg_factor"].item()
+    if number == 2:
         label_weights = torch.cat(reference.levels(f"{key}/label_weights"), dim=1).flatten()
         labels = torch.cat(reference.levels(f"{key}/labels"), dim=1).flatten()
-        scored, order = ours.scored.sort()
-        assert torch.equal(scored, label_weights.nonzero()[:, 0])
-        assert torch.equal(ours.labels[order], 1.0 - labels[scored])  # theirs: 0 is an object
+        sampled, order = ours.sampled.sort()
+        assert torch.equal(sampled, label_weights.nonzero()[:, 0])
+        assert torch.equal(ours.gt_labels[order], 1.0 - labels[sampled])  # theirs: 0 is an object
         assert ours.score_normalizer == reference["s1/avg_factor"].item()
 
 
 def test_sample_sizes(model: CascadeRPN, reference: Reference) -> None:
     for n in (0, 1):
         matches = our_matches(reference, f"s1/assign_gt_inds/img{n}")
-        ours = losses.CascadeRPNLoss().sample(matches)
+        ours = losses.CascadeRPNLoss().targets(2).sample(matches)
         theirs = reference[f"s1/pos_inds/img{n}"], reference[f"s1/neg_inds/img{n}"]
         assert list(map(len, ours)) == list(map(len, theirs))
         assert (matches[ours[0]] >= 0).all()
@@ -138,31 +147,31 @@ def test_sample_sizes(model: CascadeRPN, reference: Reference) -> None:
 
 
 def of_level(targets: StageTargets, reference: Reference, level: int) -> StageTargets:
-    """The part of one level, with the normalisers of the whole."""
+    """Return the targets of one level, with the normalizers of all levels."""
     sizes = [h * w for h, w in feature_sizes(reference)]
     cells = torch.arange(sum(sizes))
     chosen = ((cells >= sum(sizes[:level])) & (cells < sum(sizes[: level + 1]))).repeat(2)
-    positive, scored = chosen[targets.positives], chosen[targets.scored]
+    positive, sampled = chosen[targets.positives], chosen[targets.sampled]
     return dataclasses.replace(
         targets,
         positives=targets.positives[positive],
         gt_boxes=targets.gt_boxes[positive],
-        scored=targets.scored[scored],
-        labels=targets.labels[scored],
+        sampled=targets.sampled[sampled],
+        gt_labels=targets.gt_labels[sampled],
     )
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("number", [1, 2])
 def test_losses_per_level(
-    model: CascadeRPN, reference: Reference, outputs: list[StageOutput], stage: int
+    model: CascadeRPN, reference: Reference, outputs: list[StageOutput], number: int
 ) -> None:
-    matches = [our_matches(reference, f"s{stage}/assign_gt_inds/img{n}") for n in (0, 1)]
-    targets = model.criterion.targets(stage, matches, reference.gt_boxes, with_scores=stage == 1)
+    targets = targets_of(model, reference, number)
+    stage, output = model.stages[number - 1], outputs[number - 1]
     for level in range(5):
         part = of_level(targets, reference, level)
-        found = model.criterion.stage_losses(stage, model.stages[stage], outputs[stage], part)
-        for name, ours in found.items():
-            assert deviation(ours, reference[LOSSES[name]][level]) <= 1e-5
+        for name, ours in model.criterion.stage_losses(number, stage, output, part).items():
+            theirs = reference[LOSSES[f"loss_rpn_stage{number}_{name}"]][level]
+            assert deviation(ours, theirs) <= 1e-5
 
 
 def test_whole_training_pass(model: CascadeRPN, reference: Reference) -> None:
@@ -211,10 +220,11 @@ def _no_detach(model: CascadeRPN, patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_neighbours(_: CascadeRPN, patch: pytest.MonkeyPatch) -> None:
-    def wrong(gt_boxes: Boxes, *args: object, **kwargs: object) -> Tensor:
-        return region_match_loop(gt_boxes.tensor, *args, **kwargs, neighbours=False)
+    def wrong(gt_boxes: list[Boxes], *args: object, **kwargs: object) -> Tensor:
+        images = [region_match_loop(b.tensor, *args, **kwargs, neighbours=False) for b in gt_boxes]
+        return torch.stack(images)
 
-    patch.setattr(losses, "region_match", wrong)
+    patch.setattr(losses, "region_match_images", wrong)
 
 
 def _other(**changes: object) -> Callable[[CascadeRPN, pytest.MonkeyPatch], None]:
