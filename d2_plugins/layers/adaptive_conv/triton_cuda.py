@@ -144,7 +144,7 @@ def _rows(feature: Tensor) -> Tensor:
 
 
 def _blocks(table: Tensor, cells: int) -> int:
-    """How many blocks of ``cells`` cells a (N, H, W, C) table has."""
+    """Return the number of blocks of ``cells`` cells in a (N, H, W, C) table."""
     return triton.cdiv(table.shape[:3].numel(), cells)
 
 

@@ -3,7 +3,7 @@
 An implicit matrix product: a program takes a block of cells, computes their taps from the four
 numbers of each box, samples a block of channels at a time and multiplies with the weight. Neither
 offsets nor the nine-fold columns are ever stored. Tables are channels-last, so that the channels of
-a cell are contiguous; sums are float32, whatever the inputs are.
+a cell are contiguous; sums are float32 for all input dtypes.
 
 With ``TRITON_INTERPRET=1`` in the environment before the import they run on CPU tensors, for tests.
 
