@@ -1,7 +1,7 @@
-"""Config keys of d2_plugins: one node per method, each key under a comment.
+"""Config keys of d2_plugins, each under a comment.
 
-Every default is "off" or the paper's value: a detectron2 config with these keys added builds the
-same model as before.
+Every default is "off" or the value of the paper: a detectron2 config to which these keys are added
+builds the same model as before.
 """
 
 from detectron2.config import CfgNode as CN
@@ -9,9 +9,205 @@ from detectron2.config import get_cfg as _detectron2_get_cfg
 
 __all__ = ["add_d2_plugins_config", "get_cfg"]
 
+_C = CN()
+
+_C.MODEL = CN()
+
+# Parameters that MODEL.WEIGHTS may lack, as shell patterns of their names in the model, for example
+# ["backbone.bottom_up.res5.*"]; ["*"] allows all. By default, initial weights must fill the
+# backbone, and weights to evaluate must fill everything.
+_C.MODEL.WEIGHTS_ALLOW_MISSING = []
+
+# ---------------------------------------------------------------------------------------------
+# CSPNet, read by build_cspnet_backbone, build_cspnet_fpn_backbone and
+# build_retinanet_cspnet_fpn_backbone.
+# ---------------------------------------------------------------------------------------------
+_C.MODEL.CSPNET = CN()
+# Architecture: cspresnet50, cspresnet50d, cspresnet50w, cspresnext50, cspdarknet53, darknet53,
+# cs3darknet_{s,m,l,x}, cs3darknet_focus_{s,m,l,x}. MODEL.BACKBONE.FREEZE_AT 1 freezes the stem (and
+# a DarkNet's first stage, at stride 2), 2 also res2, and so on.
+_C.MODEL.CSPNET.ARCH = "cspresnext50"
+# FrozenBN, BN, SyncBN or GN. FrozenBN is for pretrained weights only.
+_C.MODEL.CSPNET.NORM = "FrozenBN"
+# Factor of every width (rounded to a multiple of 8) and of every depth (at least 1). The groups of
+# a ResNeXt are reduced where they do not divide a width.
+_C.MODEL.CSPNET.WIDTH_MULTIPLIER = 1.0
+_C.MODEL.CSPNET.DEPTH_MULTIPLIER = 1.0
+_C.MODEL.CSPNET.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+# Negative slope of the leaky ReLU of the architectures that have one: 0.01 in timm's weights, 0.1
+# in darknet's.
+_C.MODEL.CSPNET.LEAKY_SLOPE = 0.01
+# Recompute the stages in the backward pass instead of storing their activations.
+_C.MODEL.CSPNET.GRADIENT_CHECKPOINTING = False
+
+# ---------------------------------------------------------------------------------------------
+# Attention in the blocks of a CSPNet or of an attention ResNet.
+# ---------------------------------------------------------------------------------------------
+_C.MODEL.ATTENTION = CN()
+# "" (none), "eca", "cbam" or "se".
+_C.MODEL.ATTENTION.NAME = ""
+# Place in a CSPNet: block_mid, block_out, branch, concat or stage_out. A ResNet has block_out only.
+_C.MODEL.ATTENTION.POSITION = "block_out"
+# On or off for res2 to res5; a DarkNet also takes five entries, for res1 to res5.
+_C.MODEL.ATTENTION.STAGES = [True, True, True, True]
+# Channel reduction of CBAM and SE.
+_C.MODEL.ATTENTION.REDUCTION = 16
+# ECA's kernel sizes (odd), one per entry of STAGES; [] takes the formula of the paper.
+_C.MODEL.ATTENTION.KERNEL_SIZES = []
+# Exclude the padding of each image of a batch from global pooling.
+_C.MODEL.ATTENTION.IGNORE_PADDING = True
+# Also add attention to every output of the FPN.
+_C.MODEL.ATTENTION.ON_FPN = False
+
+# ---------------------------------------------------------------------------------------------
+# Backbones of timm, read by build_timm_backbone, build_timm_fpn_backbone and
+# build_retinanet_timm_fpn_backbone.
+# ---------------------------------------------------------------------------------------------
+_C.MODEL.TIMM = CN()
+# Any timm model that supports features_only.
+_C.MODEL.TIMM.NAME = ""
+# Weights from timm's hub, or from a local file (.pth, .safetensors), which has precedence.
+_C.MODEL.TIMM.PRETRAINED = False
+_C.MODEL.TIMM.CHECKPOINT = ""
+# Feature indices of timm; [] takes those at strides 4, 8, 16 and 32.
+_C.MODEL.TIMM.OUT_INDICES = []
+# FrozenBN, BN (the norm of the model itself) or SyncBN.
+_C.MODEL.TIMM.NORM = "FrozenBN"
+_C.MODEL.TIMM.GRADIENT_CHECKPOINTING = False
+
+# ---------------------------------------------------------------------------------------------
+# Cascade RPN, read if MODEL.PROPOSAL_GENERATOR.NAME is "CascadeRPN". It also reads
+# MODEL.RPN.{IN_FEATURES, PRE_NMS_TOPK_*, POST_NMS_TOPK_*, NMS_THRESH, BATCH_SIZE_PER_IMAGE,
+# POSITIVE_FRACTION, LOSS_WEIGHT}. MODEL.ANCHOR_GENERATOR must give one anchor per cell, with
+# OFFSET 0.
+# ---------------------------------------------------------------------------------------------
+_C.MODEL.CASCADE_RPN = CN()
+# 1 to 3. The first stage has a dilated convolution, the others an adaptive one.
+_C.MODEL.CASCADE_RPN.NUM_STAGES = 2
+# Dilation of the convolution of the first stage.
+_C.MODEL.CASCADE_RPN.DILATION = 3
+# Weights of (dx, dy, dw, dh) per stage; stages beyond the list take its last entry.
+_C.MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS = ((10.0, 10.0, 2.0, 2.0), (20.0, 20.0, 10.0, 10.0))
+# "iou" (1 - IoU) or "giou".
+_C.MODEL.CASCADE_RPN.BBOX_REG_LOSS_TYPE = "iou"
+# Loss weights; both are multiplied by MODEL.RPN.LOSS_WEIGHT.
+_C.MODEL.CASCADE_RPN.BBOX_REG_LOSS_WEIGHT = 10.0
+_C.MODEL.CASCADE_RPN.CLS_LOSS_WEIGHT = 1.0
+# First stage: cells in the ground-truth box shrunk to CENTER_RATIO of its sides are positive;
+# further cells in the box shrunk to IGNORE_RATIO are ignored.
+_C.MODEL.CASCADE_RPN.CENTER_RATIO = 0.2
+_C.MODEL.CASCADE_RPN.IGNORE_RATIO = 0.5
+# First stage: the divisor of its loss is the number of cells of the batch over this.
+_C.MODEL.CASCADE_RPN.CELLS_PER_POSITIVE = 200.0
+# Later stages: IoU of a positive, and the lowest IoU at which a ground truth without a positive
+# takes its best boxes.
+_C.MODEL.CASCADE_RPN.IOU_THRESHOLD = 0.7
+_C.MODEL.CASCADE_RPN.LOW_QUALITY_IOU = 0.3
+# Cells outside an image, whose size is rounded up to a multiple of this, do not match. It is the
+# size divisibility of the backbone.
+_C.MODEL.CASCADE_RPN.SIZE_DIVISIBILITY = 32
+
+# ---------------------------------------------------------------------------------------------
+# Double-Head, read by DoubleHeadROIHeads and CascadeDoubleHeadROIHeads.
+# ---------------------------------------------------------------------------------------------
+_C.MODEL.DOUBLE_HEAD = CN()
+# Fc head: number and width of its fully connected layers.
+_C.MODEL.DOUBLE_HEAD.NUM_FC = 2
+_C.MODEL.DOUBLE_HEAD.FC_DIM = 1024
+# Conv head: number of blocks after the widening one, and their width. A block is "bottleneck"
+# (residual) or "nonlocal" (a non-local unit and a bottleneck: the best model of the paper has
+# NUM_CONV 2 of these).
+_C.MODEL.DOUBLE_HEAD.NUM_CONV = 4
+_C.MODEL.DOUBLE_HEAD.CONV_DIM = 1024
+_C.MODEL.DOUBLE_HEAD.CONV_BLOCKS = "bottleneck"
+# Channel groups of a non-local unit.
+_C.MODEL.DOUBLE_HEAD.NL_GROUPS = 4
+# Norm of the conv head: BN, SyncBN, nnSyncBN, naiveSyncBN, naiveSyncBN_N, GN or LN.
+_C.MODEL.DOUBLE_HEAD.NORM = "BN"
+# Factor by which the RoI of the conv head is enlarged about its centre. With 1.0 both heads share
+# one pooled feature.
+_C.MODEL.DOUBLE_HEAD.REG_ROI_SCALE = 1.3
+# Share of each head's loss that belongs to its own task: classification for the fc head, box
+# regression for the conv head. In (0, 1]; 1.0 for both is Double-Head, 0.7 and 0.8 is
+# Double-Head-Ext.
+_C.MODEL.DOUBLE_HEAD.LAMBDA_FC = 1.0
+_C.MODEL.DOUBLE_HEAD.LAMBDA_CONV = 1.0
+# Weight of each head's loss.
+_C.MODEL.DOUBLE_HEAD.LOSS_WEIGHT_FC = 2.0
+_C.MODEL.DOUBLE_HEAD.LOSS_WEIGHT_CONV = 2.5
+# Class scores at inference if the conv head classifies too (LAMBDA_CONV < 1): complementary, fc,
+# conv, max or mean. Otherwise they are those of the fc head.
+_C.MODEL.DOUBLE_HEAD.FUSION = "complementary"
+
+# ---------------------------------------------------------------------------------------------
+# Inverted Attention. It needs one of PluginROIHeads, PluginCascadeROIHeads, DoubleHeadROIHeads and
+# CascadeDoubleHeadROIHeads.
+# ---------------------------------------------------------------------------------------------
+_C.MODEL.INVERTED_ATTENTION = CN()
+_C.MODEL.INVERTED_ATTENTION.ENABLED = False
+# spatial (the authors' code), channel, both (places in the strongest channels only) or random
+# (spatial or channel, drawn in each iteration).
+_C.MODEL.INVERTED_ATTENTION.MODE = "spatial"
+# Share of the places and of the channels of a RoI that are switched off, in [0, 1].
+_C.MODEL.INVERTED_ATTENTION.SPATIAL_DROP = 18 / 49
+_C.MODEL.INVERTED_ATTENTION.CHANNEL_DROP = 1 / 3
+# RoIs to mask: hard (those whose true class loses most probability), random or all.
+_C.MODEL.INVERTED_ATTENTION.ROI_CHOICE = "hard"
+# Largest share of the foreground and of the background RoIs that is masked (hard and random).
+_C.MODEL.INVERTED_ATTENTION.FG_FRACTION = 1 / 5
+_C.MODEL.INVERTED_ATTENTION.BG_FRACTION = 1 / 30
+# hard: the probability of the true class must fall by more than this.
+_C.MODEL.INVERTED_ATTENTION.MIN_CHANGE = 0.01
+# Masked feature in a Double-Head: that of "both" heads, or "cls" for the fc head only.
+_C.MODEL.INVERTED_ATTENTION.APPLY_TO = "both"
+# First iteration with Inverted Attention.
+_C.MODEL.INVERTED_ATTENTION.START_ITER = 0
+
+_C.MODEL.ROI_BOX_HEAD = CN()
+# Weight of the classification loss, the counterpart of detectron2's BBOX_REG_LOSS_WEIGHT. Only the
+# ROI_HEADS of this package read it; detectron2's always use 1.
+_C.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
+
+# ---------------------------------------------------------------------------------------------
+# Training and evaluation.
+# ---------------------------------------------------------------------------------------------
+_C.SOLVER = CN()
+_C.SOLVER.AMP = CN()
+# "auto" is float16 on CUDA and bfloat16 on a CPU.
+_C.SOLVER.AMP.DTYPE = "auto"
+_C.SOLVER.EMA = CN()
+# Evaluate and save an exponential moving average of the weights.
+_C.SOLVER.EMA.ENABLED = False
+_C.SOLVER.EMA.DECAY = 0.9998
+# Begin with a small decay, which grows up to DECAY.
+_C.SOLVER.EMA.WARMUP = True
+
+_C.TEST = CN()
+# Write report.html into OUTPUT_DIR at the end of a training.
+_C.TEST.REPORT = True
+# Metric by which the best checkpoint is kept, e.g. "bbox/AP"; "" keeps none.
+_C.TEST.BEST_METRIC = ""
+# Engine of COCO evaluation: "faster-coco-eval" or "pycocotools"; both give the same numbers.
+_C.TEST.COCO_EVALUATOR = "faster-coco-eval"
+# Evaluate the average recall of the proposals of a two-stage detector, and of each stage of a
+# proposal generator that has stages. The recall of a ProposalNetwork is always evaluated.
+_C.TEST.PROPOSAL_RECALL = False
+# Also evaluate on corrupted images: any of "occlusion", "blur" and "noise". The same
+# CORRUPTION_SEED gives the same images.
+_C.TEST.CORRUPTIONS = []
+_C.TEST.CORRUPTION_SEED = 0
+# Share of every ground-truth box under a patch, which is "grey", "mean" (the mean colour of the
+# image) or "noise".
+_C.TEST.OCCLUSION_SHARE = 0.3
+_C.TEST.OCCLUSION_FILL = "grey"
+# Standard deviation of the Gaussian blur, in pixels of the image as stored.
+_C.TEST.BLUR_SIGMA = 2.0
+# Standard deviation of the Gaussian noise, in grey levels of 255.
+_C.TEST.NOISE_STD = 25.0
+
 
 def get_cfg() -> CN:
-    """detectron2's default config with the keys of d2_plugins added."""
+    """Return detectron2's default config with the keys of d2_plugins added."""
     cfg = _detectron2_get_cfg()
     add_d2_plugins_config(cfg)
     return cfg
@@ -20,234 +216,14 @@ def get_cfg() -> CN:
 def add_d2_plugins_config(cfg: CN) -> None:
     """Add the keys of d2_plugins to ``cfg``, in place.
 
-    Calling it twice is harmless: a node that is already there, with whatever values, is kept.
+    A key that ``cfg`` already has keeps its value, so that a second call changes nothing.
     """
-    for name, node in (
-        ("CSPNET", _cspnet()),
-        ("ATTENTION", _attention()),
-        ("TIMM", _timm()),
-        ("CASCADE_RPN", _cascade_rpn()),
-        ("DOUBLE_HEAD", _double_head()),
-        ("INVERTED_ATTENTION", _inverted_attention()),
-    ):
-        if name not in cfg.MODEL:
-            cfg.MODEL[name] = node
-    for parent, keys in (
-        (cfg.MODEL, _model()),
-        (cfg.MODEL.ROI_BOX_HEAD, _roi_box_head()),
-        (cfg.SOLVER, _solver()),
-        (cfg.SOLVER.AMP, _amp()),
-        (cfg.TEST, _test()),
-        (cfg.INPUT, _input()),
-    ):
-        for name, value in keys.items():
-            if name not in parent:
-                parent[name] = value
+    _add_missing(cfg, _C.clone())
 
 
-def _cspnet() -> CN:
-    node = CN()
-    # Architecture: cspresnet50, cspresnet50d, cspresnet50w, cspresnext50, cspdarknet53, darknet53,
-    # cs3darknet_{s,m,l,x}, cs3darknet_focus_{s,m,l,x}. MODEL.BACKBONE.FREEZE_AT: 1 is the stem (and
-    # a DarkNet's first stage, at stride 2), 2 also res2, and so on.
-    node.ARCH = "cspresnext50"
-    # FrozenBN, BN, SyncBN or GN. FrozenBN is for pretrained weights only.
-    node.NORM = "FrozenBN"
-    # Multiplies every width (rounded to a multiple of 8) and every depth (at least 1). Groups of
-    # ResNeXt shrink where they no longer divide a width.
-    node.WIDTH_MULTIPLIER = 1.0
-    node.DEPTH_MULTIPLIER = 1.0
-    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Negative slope of the leaky ReLU of the leaky architectures: 0.01 in timm's weights, 0.1 in
-    # darknet's.
-    node.LEAKY_SLOPE = 0.01
-    # Recompute the stages in the backward pass instead of storing their activations.
-    node.GRADIENT_CHECKPOINTING = False
-    return node
-
-
-def _attention() -> CN:
-    node = CN()
-    # "" (none), "eca", "cbam" or "se".
-    node.NAME = ""
-    # Where, in CSPNet: block_mid, block_out, branch, concat or stage_out. A ResNet has block_out.
-    node.POSITION = "block_out"
-    # On or off, for res2..res5; a DarkNet also takes five entries, for res1..res5.
-    node.STAGES = [True, True, True, True]
-    # Channel reduction of CBAM and SE.
-    node.REDUCTION = 16
-    # ECA's kernel sizes (odd), as many as STAGES; [] takes the paper's formula.
-    node.KERNEL_SIZES = []
-    # Global pooling leaves out the padding of each image of a batch.
-    node.IGNORE_PADDING = True
-    # Also on every output of the FPN.
-    node.ON_FPN = False
-    return node
-
-
-def _timm() -> CN:
-    node = CN()
-    # Any timm model that supports features_only.
-    node.NAME = ""
-    # Weights: from timm's hub, or from a local file (.pth, .safetensors), which wins.
-    node.PRETRAINED = False
-    node.CHECKPOINT = ""
-    # timm's feature indices; [] takes those at strides 4, 8, 16 and 32.
-    node.OUT_INDICES = []
-    # FrozenBN, BN (the model's own) or SyncBN.
-    node.NORM = "FrozenBN"
-    node.GRADIENT_CHECKPOINTING = False
-    return node
-
-
-def _cascade_rpn() -> CN:
-    # Read when MODEL.PROPOSAL_GENERATOR.NAME is "CascadeRPN", beside MODEL.RPN.{IN_FEATURES,
-    # PRE_NMS_TOPK_*, POST_NMS_TOPK_*, NMS_THRESH, BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION,
-    # LOSS_WEIGHT}. MODEL.ANCHOR_GENERATOR must give one anchor per cell, with OFFSET 0.
-    node = CN()
-    # 1 to 3. The first stage is a dilated convolution, the others are adaptive.
-    node.NUM_STAGES = 2
-    # Dilation of the first stage's convolution.
-    node.DILATION = 3
-    # Weights of (dx, dy, dw, dh) of each stage; stages beyond the list take its last entry.
-    node.BBOX_REG_WEIGHTS = ((10.0, 10.0, 2.0, 2.0), (20.0, 20.0, 10.0, 10.0))
-    # "iou" (1 - IoU) or "giou".
-    node.BBOX_REG_LOSS_TYPE = "iou"
-    # Loss weights; MODEL.RPN.LOSS_WEIGHT multiplies both.
-    node.BBOX_REG_LOSS_WEIGHT = 10.0
-    node.CLS_LOSS_WEIGHT = 1.0
-    # First stage: cells within the box shrunk to CENTER_RATIO of its sides are positive, others
-    # within IGNORE_RATIO are ignored.
-    node.CENTER_RATIO = 0.2
-    node.IGNORE_RATIO = 0.5
-    # First stage: its loss is divided by the number of cells of the batch over this.
-    node.CELLS_PER_POSITIVE = 200.0
-    # Later stages: IoU of a positive, and the least IoU at which a ground truth takes its best
-    # boxes all the same.
-    node.IOU_THRESHOLD = 0.7
-    node.LOW_QUALITY_IOU = 0.3
-    # Cells within an image's size rounded up to this can match; it is the backbone's.
-    node.SIZE_DIVISIBILITY = 32
-    return node
-
-
-def _double_head() -> CN:
-    node = CN()
-    # The fc head: number and width of its fully connected layers.
-    node.NUM_FC = 2
-    node.FC_DIM = 1024
-    # The conv head: number of blocks after the widening one, and their width. A block is
-    # "bottleneck" (residual) or "nonlocal" (a non-local unit followed by a bottleneck: the paper's
-    # best model has NUM_CONV 2 of these).
-    node.NUM_CONV = 4
-    node.CONV_DIM = 1024
-    node.CONV_BLOCKS = "bottleneck"
-    # Channel groups of a non-local unit.
-    node.NL_GROUPS = 4
-    # Norm of the conv head: BN, SyncBN, nnSyncBN, naiveSyncBN, naiveSyncBN_N, GN or LN.
-    node.NORM = "BN"
-    # The conv head sees the RoI enlarged about its centre by this factor. 1.0: both heads share
-    # one pooled feature.
-    node.REG_ROI_SCALE = 1.3
-    # Share of each head's loss that goes to its own task: classes for the fc head, boxes for the
-    # conv head. In (0, 1]; 1.0 for both is the plain Double-Head, 0.7 and 0.8 Double-Head-Ext.
-    node.LAMBDA_FC = 1.0
-    node.LAMBDA_CONV = 1.0
-    # Weight of each head's loss.
-    node.LOSS_WEIGHT_FC = 2.0
-    node.LOSS_WEIGHT_CONV = 2.5
-    # Class scores at inference where the conv head classifies too (LAMBDA_CONV < 1):
-    # complementary, fc, conv, max or mean. Without, they are the fc head's.
-    node.FUSION = "complementary"
-    return node
-
-
-def _inverted_attention() -> CN:
-    node = CN()
-    # Needs one of our ROI_HEADS: PluginROIHeads, PluginCascadeROIHeads, DoubleHeadROIHeads,
-    # CascadeDoubleHeadROIHeads.
-    node.ENABLED = False
-    # spatial (the authors' code), channel, both (places only in the strongest channels) or random
-    # (spatial or channel, drawn in each iteration).
-    node.MODE = "spatial"
-    # Share of the places and of the channels of a RoI that are switched off, in [0, 1].
-    node.SPATIAL_DROP = 18 / 49
-    node.CHANNEL_DROP = 1 / 3
-    # RoIs to mask: hard (those whose true class suffers most from it), random or all.
-    node.ROI_CHOICE = "hard"
-    # At most these shares of the foreground and of the background RoIs (hard and random).
-    node.FG_FRACTION = 1 / 5
-    node.BG_FRACTION = 1 / 30
-    # hard: the probability of the true class must fall by more than this.
-    node.MIN_CHANGE = 0.01
-    # Whose feature is masked in a Double-Head: both heads', or "cls" (the fc head's only).
-    node.APPLY_TO = "both"
-    # First iteration with Inverted Attention.
-    node.START_ITER = 0
-    return node
-
-
-def _model() -> dict[str, object]:
-    return {
-        # What MODEL.WEIGHTS need not fill, as shell patterns of names in the model, for example
-        # ["backbone.bottom_up.res5.*"]; ["*"] is anything. Without, weights to start training from
-        # must fill the backbone, and those to evaluate everything.
-        "WEIGHTS_ALLOW_MISSING": [],
-    }
-
-
-def _roi_box_head() -> dict[str, object]:
-    return {
-        # Weight of the classification loss, beside detectron2's BBOX_REG_LOSS_WEIGHT. Heard by our
-        # ROI_HEADS; detectron2's own know only 1.
-        "CLS_LOSS_WEIGHT": 1.0,
-    }
-
-
-def _solver() -> dict[str, object]:
-    return {"EMA": _ema()}
-
-
-def _ema() -> CN:
-    node = CN()
-    # Evaluate and save an exponential moving average of the weights.
-    node.ENABLED = False
-    node.DECAY = 0.9998
-    # Begin with a small decay, which grows up to DECAY.
-    node.WARMUP = True
-    return node
-
-
-def _amp() -> dict[str, object]:
-    # "auto" is float16 on CUDA and bfloat16 on CPU.
-    return {"DTYPE": "auto"}
-
-
-def _test() -> dict[str, object]:
-    return {
-        # Write report.html into OUTPUT_DIR at the end of a training.
-        "REPORT": True,
-        # Keep the best checkpoint by this metric, e.g. "bbox/AP"; "" keeps none.
-        "BEST_METRIC": "",
-        # Engine of COCO evaluation: "faster-coco-eval" or "pycocotools", same numbers.
-        "COCO_EVALUATOR": "faster-coco-eval",
-        # Average recall of the proposals inside a two-stage detector, of each stage too where the
-        # proposal generator has stages. A ProposalNetwork has the recall of its output always.
-        "PROPOSAL_RECALL": False,
-        # Evaluate also on corrupted images: any of "occlusion", "blur" and "noise". They repeat
-        # for the same CORRUPTION_SEED.
-        "CORRUPTIONS": [],
-        "CORRUPTION_SEED": 0,
-        # Share of every ground-truth box under a patch, which is "grey", "mean" (the image's mean
-        # colour) or "noise".
-        "OCCLUSION_SHARE": 0.3,
-        "OCCLUSION_FILL": "grey",
-        # Standard deviation of the Gaussian blur, in pixels of the image as stored.
-        "BLUR_SIGMA": 2.0,
-        # Standard deviation of the Gaussian noise, in grey levels of 255.
-        "NOISE_STD": 25.0,
-    }
-
-
-def _input() -> dict[str, object]:
-    return {}
+def _add_missing(cfg: CN, defaults: CN) -> None:
+    for name, value in defaults.items():
+        if name not in cfg:
+            cfg[name] = value
+        elif isinstance(value, CN):
+            _add_missing(cfg[name], value)

@@ -65,8 +65,11 @@ def test_import_without_detectron2_says_how_to_get_it() -> None:
     assert "pip install --no-build-isolation" in result.stderr
 
 
-def test_environment_module_makes_detectron2_know_the_components() -> None:
+def test_environment_module_registers_the_components_and_the_keys_of_every_config() -> None:
     result = python(
+        "from detectron2.config import get_cfg; from d2_plugins import model_zoo;"
+        "[get_cfg().merge_from_file(model_zoo.get_config_file(name), allow_unsafe=False)"
+        " for name in model_zoo.list_configs()];"
         "from detectron2.modeling import (BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY,"
         " ROI_HEADS_REGISTRY);"
         "BACKBONE_REGISTRY.get('build_cspnet_fpn_backbone');"

@@ -4,13 +4,13 @@ Files are downloaded once into the caches of huggingface_hub and torch.hub, whos
 variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``TORCH_HOME``, ...) are respected.
 """
 
-import difflib
 import os
 from dataclasses import dataclass
 from urllib.parse import urlparse
 
 import torch
 
+from ..errors import nearest
 from ..modeling.backbone.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
 from .packaged_weights import find_packaged
 
@@ -66,7 +66,7 @@ def _find_timm(name: str) -> Source:
     known = timm.list_pretrained()
     arch = name.split(".")[0]
     if name not in known and not timm.models.is_model_pretrained(arch):
-        raise ValueError(f"timm has no weights '{name}'; {_nearest(name, known)}")
+        raise ValueError(f"timm has no weights '{name}'; nearest: {nearest(name, known)}")
     try:
         cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:  # a wrong tag
@@ -103,7 +103,7 @@ def _find_torchvision(name: str) -> Source:
     except (ValueError, AttributeError, KeyError) as error:
         known = models.list_models(module=models)
         raise ValueError(
-            f"torchvision has no weights '{name}' ({error}); {_nearest(name, known)}"
+            f"torchvision has no weights '{name}' ({error}); nearest: {nearest(name, known)}"
         ) from error
     return Source(_from_url(weights.url), IMAGENET_STATISTICS)
 
@@ -125,8 +125,3 @@ def _from_url(url: str) -> str:
             f"at {path}, or set MODEL.WEIGHTS to the local file."
         ) from error
     return path
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    return f"nearest: {', '.join(near)}" if near else "no name is near"

@@ -57,7 +57,7 @@ def run_demo(opts: Sequence[str] = ()) -> float:
     torch.set_num_threads(min(torch.get_num_threads(), 4))  # the maps are too small for more
     args = parse_train_args(["--config-file", _CONFIG, "--num-gpus", "0", *opts])
     cfg = build_cfg(args)
-    results = run(args)
+    results = run(args, cfg)
     assert results is not None  # this single process is the main one
     minutes = (time.perf_counter() - start) / 60
     atomic_write_json(f"{cfg.OUTPUT_DIR}/results.json", {**results, "minutes": minutes})

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from ..checkpoint import PluginCheckpointer
 from ..engine.launch import launch_as
 from ..engine.setup import build_cfg, setup
-from ..engine.trainer import Trainer, merge_results
+from ..engine.trainer import Trainer
 from ..errors import usage_errors
 from ..report import write_report
 from .parsers import exit_status, parse_train_args
@@ -34,18 +34,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    cfg = build_cfg(args)  # once before any process starts: mistakes show up once
-    launch_as(args, run, use_cpu=cfg.MODEL.DEVICE == "cpu")
+    cfg = build_cfg(args)
+    launch_as(args, run, cfg, use_cpu=cfg.MODEL.DEVICE == "cpu")
     return 0
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
+def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Train or evaluate in this process, one of those that :func:`launch` starts.
 
     Returns:
         The results of the (last) evaluation; None in all processes but the main one.
     """
-    cfg = setup(args)
+    setup(args, cfg)
     if not args.eval_only:
         with usage_errors():
             trainer = Trainer(cfg)
@@ -64,9 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
         logger.warning("MODEL.WEIGHTS is empty: what is evaluated are random weights")
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results = merge_results(results, Trainer.test_augmented(cfg, model))
+    results = Trainer.evaluate(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

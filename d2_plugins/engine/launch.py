@@ -1,4 +1,4 @@
-"""Starts the worker processes of a run and makes sure that none outlives it."""
+"""Start of the worker processes of a run; none of them outlives it."""
 
 import argparse
 import ctypes
@@ -32,28 +32,28 @@ def launch(
 ) -> None:
     """Run ``main(*args)`` in one process per GPU, through detectron2's launch.
 
-    Without a GPU, ``num_gpus`` is a number of CPU processes that talk over GLOO.
+    Without a GPU, ``num_gpus`` is the number of CPU processes, which communicate over GLOO.
 
     Args:
-        main: a function importable by name (the processes are spawned).
-        num_gpus: processes on this machine; 0 and 1 run ``main`` in this very process.
-        num_machines: machines of the run.
+        main: a function that can be imported by name, because the processes are spawned.
+        num_gpus: number of processes on this machine; with 0 and 1, ``main`` runs in this process.
+        num_machines: number of machines of the run.
         machine_rank: rank of this machine.
-        dist_url: where machine 0 listens; "auto" takes a free local port.
-        use_cpu: train on the CPU although there are GPUs.
+        dist_url: address on which machine 0 listens; "auto" takes a free local port.
+        use_cpu: train on the CPU even if there are GPUs.
         args: arguments of ``main``.
 
     Raises:
-        UsageError: more processes are asked for than there are GPUs.
-        SystemExit: a worker died; the message says which and of what. The others were stopped.
-            With status 2 a worker has told its user's mistake.
+        UsageError: ``num_gpus`` is greater than the number of GPUs.
+        SystemExit: a worker died; the message names it and the cause. The others were stopped.
+            Status 2 means that the worker printed a mistake of the user.
     """
     if use_cpu:
-        # Before any worker asks CUDA: detectron2 takes NCCL wherever it sees a GPU.
+        # Hide the GPUs before CUDA is initialized: detectron2 uses NCCL if it sees one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif num_gpus > torch.cuda.device_count() > 0:
         raise UsageError(
-            f"--num-gpus {num_gpus} asks for more than the {torch.cuda.device_count()} GPU(s) here"
+            f"--num-gpus is {num_gpus}; allowed: 0 to {torch.cuda.device_count()}, the GPUs here"
         )
     processes = max(num_gpus, 1)
     try:
@@ -66,17 +66,20 @@ def launch(
             args=(main, processes * num_machines > 1, processes, args),
         )
     except ProcessExitedException as error:
-        told = error.exit_code == _USAGE_STATUS  # by the worker, see below
-        raise SystemExit(_USAGE_STATUS if told else _cause(error, processes)) from None
+        reported = error.exit_code == _USAGE_STATUS  # printed by the worker, see _worker
+        raise SystemExit(_USAGE_STATUS if reported else _cause(error, processes)) from None
 
 
-def launch_as(args: argparse.Namespace, main: Callable[..., Any], *, use_cpu: bool) -> None:
-    """:func:`launch` ``main(args)`` as a command line says.
+def launch_as(
+    args: argparse.Namespace, main: Callable[..., Any], *main_args: Any, use_cpu: bool
+) -> None:
+    """:func:`launch` ``main(args, *main_args)`` with the processes that a command line asks for.
 
     Args:
-        args: parsed by a parser like detectron2's ``default_argument_parser``.
-        main: as there.
-        use_cpu: as there.
+        args: command line of a parser like detectron2's ``default_argument_parser``.
+        main: see :func:`launch`.
+        main_args: further arguments of ``main``; pickled for spawned processes.
+        use_cpu: see :func:`launch`.
     """
     launch(
         main,
@@ -85,7 +88,7 @@ def launch_as(args: argparse.Namespace, main: Callable[..., Any], *, use_cpu: bo
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         use_cpu=use_cpu,
-        args=(args,),
+        args=(args, *main_args),
     )
 
 
@@ -93,7 +96,7 @@ def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple
     if spawned:
         _die_with_parent()
         if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-            # Every process with a thread per core makes all of them wait for each other.
+            # One thread per core in every process would make the processes wait for each other.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         main(*args)
@@ -105,7 +108,7 @@ def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent is gone, however the parent ended."""
+    """Make the kernel kill this process when its parent ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

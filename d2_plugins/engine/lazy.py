@@ -1,7 +1,7 @@
 """Training and evaluation of a LazyConfig.
 
-detectron2's lazyconfig_train_net with this package's step, checkpoints and launch: it trains on a
-CPU too, loads weights by name, and clips the norm of the whole gradient.
+The functions of detectron2's lazyconfig_train_net with this package's step, checkpoints and
+launch: they also train on a CPU, load weights by name, and clip the norm of the whole gradient.
 """
 
 from typing import Any
@@ -23,19 +23,19 @@ __all__ = ["evaluate", "load_lazy_config", "train"]
 
 
 def load_lazy_config(config_file: str, overrides: list[str], *, on_cpu: bool = False) -> DictConfig:
-    """A LazyConfig, on the CPU where there is no GPU.
+    """Load a LazyConfig and set its device to the CPU if there is no GPU.
 
     Args:
-        config_file: a path, or a zoo name such as "lazy/csp_cascade.py".
-        overrides: ``key=value`` pairs; ``+key=value`` adds a key that a config of yours reads.
-        on_cpu: on the CPU in any case.
+        config_file: a path, or a name of the zoo such as "lazy/csp_cascade.py".
+        overrides: ``key=value`` pairs; ``+key=value`` adds a key that your own config reads.
+        on_cpu: use the CPU in any case.
 
     Raises:
-        UsageError: there is no such file, it is no LazyConfig, or an override cannot be read or
-            names a key that nothing reads.
+        UsageError: the file does not exist or is not a LazyConfig, an override cannot be parsed,
+            or it names a key that does not exist.
     """
     if not config_file.endswith(".py"):
-        raise UsageError(f"'{config_file}' is no LazyConfig, whose name ends in .py")
+        raise UsageError(f"'{config_file}' is not a LazyConfig: its name does not end in .py")
     cfg = LazyConfig.load(find_config(config_file))
     for override in overrides:
         if not override.startswith("+"):
@@ -50,11 +50,11 @@ def load_lazy_config(config_file: str, overrides: list[str], *, on_cpu: bool = F
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
-    """Refuse a new key, which OmegaConf adds without a word, unless it is an argument of a call."""
+    """Refuse a new key, which OmegaConf adds silently, unless it is an argument of a call."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if isinstance(node, ListConfig):
-        return  # applying the override finds a wrong index
+        return  # a wrong index is found when the override is applied
     if isinstance(node, DictConfig) and (name in node or "_target_" in node):
         return
     prefix = f"{parent}." if parent else ""
@@ -63,16 +63,16 @@ def _check_key(cfg: DictConfig, key: str) -> None:
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:
-    """Train what a LazyConfig describes, and evaluate every ``train.eval_period`` iterations.
+    """Train the model of a LazyConfig, and evaluate it every ``train.eval_period`` iterations.
 
     Args:
-        cfg: has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``, as
-            detectron2's tool wants them; ``train.clip_norm`` is ours.
-        resume: continue if ``train.output_dir`` holds a checkpoint. The order of the data starts
-            anew.
+        cfg: config with ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``,
+            as detectron2's tool reads it. ``train.clip_norm`` is a key of this package.
+        resume: continue if ``train.output_dir`` has a checkpoint. The order of the data starts
+            from the beginning.
 
     Returns:
-        The results of the last evaluation; None without an evaluator.
+        Results of the last evaluation; None without an evaluator.
     """
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model

@@ -1,4 +1,4 @@
-"""From a command line to a checked config."""
+"""Config of a run, built and checked from a command line, and the set-up of a process."""
 
 import argparse
 
@@ -19,38 +19,37 @@ from ..modeling.roi_heads import InvertedAttentionMixin
 __all__ = ["build_cfg", "check_datasets", "setup"]
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a run, with logging, seed and output folder set up.
+def setup(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Set up this process of a run: datasets, loggers, seed and output folder.
 
     Args:
         args: the parsed command line of a training.
-
-    Raises:
-        UsageError: see :func:`build_cfg`.
+        cfg: config from :func:`build_cfg`; frozen here.
     """
-    cfg = build_cfg(args, check_images=False)  # main() has done it, before starting processes
     cfg.freeze()
-    if args.config_file:  # default_setup logs its content
+    _register_in_worker(args, cfg)
+    if args.config_file:  # default_setup logs the content of the file
         args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
-    default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore; ours like them
+    default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore only
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
-    return cfg
 
 
-def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode:
-    """The config that a command line asks for.
+def build_cfg(args: argparse.Namespace) -> CfgNode:
+    """Build and check the config that a command line describes.
+
+    Called once, before any process is started, so that a mistake is reported once. The datasets of
+    the command line are checked and registered.
 
     Args:
         args: the parsed command line of a training.
-        check_images: run the pre-flight check on the data sets of the command line.
 
     Raises:
         UsageError: the config file is missing or unsafe, a key is unknown, a value has the wrong
-            type, or a data set is missing or broken.
+            type, or a dataset is missing or broken.
     """
     cfg = read_config(args.config_file, args.opts)
     if args.train_json or args.val_json:
-        register_own_data(cfg, args, check=check_images)
+        register_own_data(cfg, args)
     if args.num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_datasets(cfg, training=not args.eval_only)
@@ -60,15 +59,27 @@ def build_cfg(args: argparse.Namespace, *, check_images: bool = True) -> CfgNode
     return cfg
 
 
-def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = True) -> None:
-    """Register the data sets of the command line and fit ``cfg`` to them.
+def _register_in_worker(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Register the datasets of the command line in a spawned process, which starts without them.
 
-    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, the class counts of all heads and, where the
-    masks need it, ``INPUT.MASK_FORMAT``.
+    Their pre-flight check is not repeated: :func:`build_cfg` has done it in the parent.
+    """
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not set(names) <= set(DatasetCatalog.list()):
+        register_custom(
+            args.train_json, args.train_images, args.val_json, args.val_images, check=False
+        )
+
+
+def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = True) -> None:
+    """Check and register the datasets of the command line, and adapt ``cfg`` to them.
+
+    Sets ``DATASETS.TRAIN`` and ``DATASETS.TEST``, the numbers of classes of all heads and, if the
+    masks require it, ``INPUT.MASK_FORMAT``.
 
     Args:
-        cfg: the config to fit.
-        args: the command line.
+        cfg: the config to adapt.
+        args: the parsed command line of a training.
         check: run the pre-flight check.
 
     Raises:
@@ -78,7 +89,7 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
         data = register_custom(
             args.train_json, args.train_images, args.val_json, args.val_images, check=check
         )
-    for report in data.reports:  # printed: the loggers are set up later, in each process
+    for report in data.reports:  # printed, because the loggers are set up later in each process
         print(report, flush=True)
     cfg.DATASETS.TRAIN = data.train_names
     cfg.DATASETS.TEST = data.test_names
@@ -89,35 +100,37 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:
-    """Check that the data sets of ``cfg`` are registered, are on disk and fit the class counts.
+    """Check that the datasets of ``cfg`` are registered and on disk, and their class counts.
 
     Args:
         cfg: the config.
         training: check ``DATASETS.TRAIN`` too.
 
     Raises:
-        UsageError: one is unknown or missing, or has more classes than the model.
+        UsageError: a dataset is unknown or missing, or has more classes than the model.
     """
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
     if training and not cfg.DATASETS.TRAIN:
-        raise UsageError("DATASETS.TRAIN is empty: name a data set, or give --train-json")
+        raise UsageError(
+            "DATASETS.TRAIN is (); allowed: names of datasets, or the option --train-json"
+        )
     for name in names:
         if name not in DatasetCatalog.list():
             near = nearest(name, sorted(DatasetCatalog.list()))
-            raise UsageError(f"There is no data set '{name}'. Nearest: {near}")
+            raise UsageError(f"There is no dataset '{name}'. Nearest: {near}")
         hint = missing_dataset_hint(name)
         if hint:
             raise UsageError(hint)
         classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
         if classes and _uses_roi_classes(cfg) and len(classes) > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UsageError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data set "
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but dataset "
                 f"'{name}' has {len(classes)} classes"
             )
 
 
 def _check_roi_heads(cfg: CfgNode) -> None:
-    """detectron2's own heads would pass over the keys that only ours know, without a word."""
+    """Refuse keys that only this package's heads read; detectron2's would silently ignore them."""
     keys = {
         "MODEL.INVERTED_ATTENTION.ENABLED": cfg.MODEL.INVERTED_ATTENTION.ENABLED,
         "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT != 1,
@@ -126,14 +139,16 @@ def _check_roi_heads(cfg: CfgNode) -> None:
     known = [other for other, _ in ROI_HEADS_REGISTRY]
     if name not in known:
         near = nearest(name, known)
-        raise UsageError(f"There is no MODEL.ROI_HEADS.NAME '{name}'. Nearest: {near}")
+        raise UsageError(
+            f"MODEL.ROI_HEADS.NAME is {name}; allowed: registered heads. Nearest: {near}"
+        )
     if issubclass(ROI_HEADS_REGISTRY.get(name), InvertedAttentionMixin):
         return
     ours = [o for o, heads in ROI_HEADS_REGISTRY if issubclass(heads, InvertedAttentionMixin)]
     for key, is_set in keys.items():
         if is_set:
             raise UsageError(
-                f"{key} is set, but MODEL.ROI_HEADS.NAME '{name}' does not know it; allowed: "
+                f"MODEL.ROI_HEADS.NAME is {name}, which does not read {key}; allowed: "
                 f"{', '.join(sorted(ours))}"
             )
 

@@ -18,10 +18,10 @@ _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The dtype of mixed precision that ``cfg.SOLVER.AMP`` asks for; None when it is off.
+    """Return the dtype of mixed precision that ``cfg.SOLVER.AMP`` requires; None if it is off.
 
     Raises:
-        ValueError: ``SOLVER.AMP.DTYPE`` is unknown, or float16 is asked for on the CPU.
+        ValueError: ``SOLVER.AMP.DTYPE`` is unknown, or float16 on the CPU.
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return None
@@ -31,17 +31,17 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
         name = "bfloat16" if on_cpu else "float16"
     if name not in _AMP_DTYPES:
         raise ValueError(
-            f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}'; allowed: auto, {', '.join(_AMP_DTYPES)}"
+            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE}; allowed: auto, {', '.join(_AMP_DTYPES)}"
         )
     if on_cpu and name == "float16":
-        raise ValueError("SOLVER.AMP.DTYPE is 'float16', which trains on CUDA only; use bfloat16")
+        raise ValueError("SOLVER.AMP.DTYPE is float16; allowed on the CPU: auto, bfloat16")
     return _AMP_DTYPES[name]
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """``model`` for data-parallel training; itself when there is one process.
+    """Return ``model`` for data-parallel training, or ``model`` itself in a single process.
 
-    detectron2's ``create_ddp_model`` names a device id, which DDP refuses for a model on the CPU.
+    detectron2's ``create_ddp_model`` passes a device id, which DDP refuses for a model on the CPU.
     """
     if comm.get_world_size() == 1:
         return model
@@ -52,9 +52,9 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 
 class StepTrainer(SimpleTrainer):
-    """detectron2's SimpleTrainer, with autocast on either device and a global gradient clip.
+    """detectron2's SimpleTrainer with autocast on CPU and GPU and a global gradient clip.
 
-    bfloat16 has float32's range, so only float16 comes with a gradient scaler.
+    Only float16 uses a gradient scaler; bfloat16 has the range of float32.
     """
 
     def __init__(
@@ -67,14 +67,16 @@ class StepTrainer(SimpleTrainer):
         clip_norm: float | None = None,
         norm_type: float = 2.0,
     ) -> None:
-        """Args:
-        model: returns a dict of losses for a batch.
-        data_loader: an endless source of batches.
-        optimizer: over the parameters of ``model``.
-        amp_dtype: precision of autocast; None trains in the parameters' own precision.
-        clip_norm: scale the gradients so that their norm over the whole model is at most this;
-            None leaves them.
-        norm_type: the p of that norm.
+        """Initialize the step.
+
+        Args:
+            model: model that returns a dict of losses for a batch.
+            data_loader: endless source of batches.
+            optimizer: optimizer of the parameters of ``model``.
+            amp_dtype: precision of autocast; None trains in the precision of the parameters.
+            clip_norm: upper limit of the norm of all gradients, which are scaled down to it; None
+                does not clip.
+            norm_type: the p of that norm.
         """
         super().__init__(model, data_loader, optimizer)
         self.amp_dtype = amp_dtype
@@ -86,7 +88,7 @@ class StepTrainer(SimpleTrainer):
         )
 
     def run_step(self) -> None:
-        """One forward, backward and optimizer step."""
+        """Run one forward pass, backward pass and optimizer step."""
         assert self.model.training, "the model was left in eval mode"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
@@ -113,14 +115,14 @@ class StepTrainer(SimpleTrainer):
         get_event_storage().put_scalar("grad_norm", norm.detach())
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of a run that a resumed one needs."""
+        """Return the state that a resumed run needs."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
+        """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

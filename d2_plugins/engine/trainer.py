@@ -1,4 +1,4 @@
-"""The trainer: detectron2's DefaultTrainer on GPU and CPU, resumable to the same weights."""
+"""Trainer for GPU and CPU whose resumed runs end with the same weights."""
 
 import logging
 import os
@@ -14,18 +14,24 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
 from ..data.loader import TrainLoader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
 from ..errors import UsageError
-from ..evaluation import ProposalRecorder, build_evaluator, evaluate_corruptions, evaluate_tta
-from .ema import build_ema
-from .hooks import BestCheckpoint, SeedPerIteration
+from ..evaluation import (
+    ProposalRecorder,
+    build_evaluator,
+    evaluate_corruptions,
+    evaluate_tta,
+    merge_results,
+)
+from .hooks import BestCheckpoint, SeedPerIteration, build_ema
 from .train_step import StepTrainer, amp_dtype, wrap_ddp
 
-__all__ = ["Trainer", "merge_results", "scale_to_world_size"]
+__all__ = ["Trainer", "scale_to_world_size"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +40,23 @@ _CLIP_FULL_MODEL = "full_model"
 
 
 class Trainer(DefaultTrainer):
-    """Trains what a config describes; see DefaultTrainer for the use.
+    """Trainer with the interface of detectron2's DefaultTrainer.
 
-    What it adds: data-parallel training on CPUs, mixed precision on either device, clipping of
-    the whole model's gradient norm (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an average
-    of the weights that is evaluated and saved in their place (``SOLVER.EMA``), atomic checkpoints,
-    the best checkpoint by ``TEST.BEST_METRIC``, and runs that depend on ``SEED`` and the iteration
-    alone: a resumed run ends with the weights of an uninterrupted one (bit for bit on a CPU).
+    It adds data-parallel training on CPUs, mixed precision on either device, clipping of the
+    gradient norm of the whole model (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an
+    average of the weights that is evaluated and saved instead of them (``SOLVER.EMA``), atomic
+    checkpoints and the best checkpoint by ``TEST.BEST_METRIC``. A run depends only on ``SEED`` and
+    the iteration: a resumed run ends with the weights of an uninterrupted one, bit for bit on a
+    CPU.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Args:
-        cfg: the whole config, scaled to the number of processes here.
+        """Build model, optimizer, data loader, checkpointer and hooks.
+
+        Args:
+            cfg: the whole config; it is scaled to the number of processes here.
         """
-        # Skip DefaultTrainer.__init__, which builds DDP for GPUs only, not TrainerBase's.
+        # TrainerBase.__init__ instead of DefaultTrainer's, which builds DDP for GPUs only.
         super(DefaultTrainer, self).__init__()
         cfg = scale_to_world_size(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -75,7 +84,7 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self._seeds = SeedPerIteration(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
-        self.register_hooks([self._seeds, *self.build_hooks()])
+        self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue the run in ``OUTPUT_DIR``, or start one from ``MODEL.WEIGHTS``.
@@ -92,16 +101,16 @@ class Trainer(DefaultTrainer):
         if len(set(starts)) > 1:  # they would average the gradients of different models
             raise UsageError(
                 f"--resume: the processes would start from the iterations {starts}. OUTPUT_DIR "
-                f"must be one folder that all machines see, not {self.cfg.OUTPUT_DIR} on each"
+                f"must be one folder that all machines see, and {self.cfg.OUTPUT_DIR} is not"
             )
         if resume and found:
             logger.info("Resuming from iteration %d of %d", self.start_iter, self.max_iter)
         elif resume:
-            logger.warning("--resume: no checkpoint in %s; starting anew", self.cfg.OUTPUT_DIR)
+            logger.warning("--resume: %s has no checkpoint; starting from 0", self.cfg.OUTPUT_DIR)
         elif found:
             logger.warning(
-                "%s holds checkpoints of an earlier run, which this one replaces; "
-                "--resume would continue it",
+                "%s has checkpoints of an earlier run, which this run replaces; "
+                "--resume would continue that run",
                 self.cfg.OUTPUT_DIR,
             )
         if self.start_iter == 0 and comm.is_main_process():
@@ -113,45 +122,53 @@ class Trainer(DefaultTrainer):
         """Train from ``start_iter`` to ``max_iter``.
 
         Returns:
-            The results of the last evaluation; None in all processes but the main one.
+            Results of the last evaluation; None in all processes except the main one.
         """
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 
-    def build_hooks(self) -> list[hooks.HookBase]:
-        """detectron2's hooks, and the best checkpoint right behind each evaluation.
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Return the hooks in the order in which they run; a None is skipped."""
+        cfg, is_main = self.cfg, comm.is_main_process()
+        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+        return [
+            self._seeds,
+            self._ema,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            # It changes the model, so it precedes checkpoint and evaluation.
+            self._build_precise_bn(),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if is_main
+            else None,
+            # After the checkpoint, which is then available if the evaluation fails.
+            hooks.EvalHook(period, self._evaluate),
+            BestCheckpoint(period, self.checkpointer, metric) if metric and is_main else None,
+            # Last, because it writes the metrics of the evaluation.
+            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+        ]
 
-        With ``SOLVER.EMA`` the average comes first, and it is what is evaluated.
-        """
-        built = [hook for hook in super().build_hooks() if hook is not None]
-        evaluation = max(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        metric = self.cfg.TEST.BEST_METRIC
-        if metric and comm.is_main_process():
-            best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
-            built.insert(evaluation + 1, best)
-        if self.cfg.TEST.AUG.ENABLED:
-            built.insert(evaluation + 1, hooks.EvalHook(0, self._test_augmented))
-        built[evaluation] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test)
-        if self._ema is not None:
-            built.insert(0, self._ema)
-        return built
+    def _build_precise_bn(self) -> hooks.PreciseBN | None:
+        precise_bn = self.cfg.TEST.PRECISE_BN
+        if not precise_bn.ENABLED or not get_bn_modules(self.model):
+            return None
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        # A loader of its own, so that training does not miss the batches it uses.
+        loader = self.build_train_loader(cfg)
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, precise_bn.NUM_ITER)
 
-    @property
-    def _tested_model(self) -> nn.Module:
-        return self.model if self._ema is None else self._ema.averaged
-
-    def _test(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self._tested_model)
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate the weights that are saved: with ``SOLVER.EMA``, their average."""
+        model = self.model if self._ema is None else self._ema.averaged
+        is_last = self.iter + 1 >= self.max_iter
+        self._last_eval_results = self.evaluate(self.cfg, model, augmented=is_last)
         return self._last_eval_results
-
-    def _test_augmented(self) -> dict[str, Any]:
-        results = self.test_augmented(self.cfg, self._tested_model)
-        self._last_eval_results = merge_results(self._last_eval_results, results)
-        return results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """detectron2's optimizer; the full-model clip is the step's business, not its own."""
+        """Return detectron2's optimizer; StepTrainer, not the optimizer, clips the full model."""
         if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == _CLIP_FULL_MODEL:
             cfg = cfg.clone()
             cfg.defrost()
@@ -160,20 +177,38 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """Our seekable loader with our mapper."""
+        """Return a seekable loader; see :func:`~d2_plugins.data.loader.build_train_loader`."""
         return build_train_loader(cfg, PluginDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """detectron2's test loader with our mapper."""
+        """Return detectron2's test loader with this package's mapper."""
         mapper = PluginDatasetMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator for the type of ``dataset_name``, writing under ``OUTPUT_DIR``."""
+        """Return the evaluator for ``dataset_name``; it writes under ``OUTPUT_DIR/inference``."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, model: nn.Module, *, augmented: bool = True) -> dict[str, Any]:
+        """Run every evaluation that ``cfg.TEST`` asks for, in training and for ``--eval-only``.
+
+        Args:
+            cfg: the whole config.
+            model: model with its weights loaded.
+            augmented: include the test-time augmentation of ``TEST.AUG``, if it is enabled.
+                Training does so after the last iteration only.
+
+        Returns:
+            Results of :meth:`test` and :meth:`test_augmented`.
+        """
+        results = cls.test(cfg, model)
+        if augmented and cfg.TEST.AUG.ENABLED:
+            results = merge_results(results, cls.test_augmented(cfg, model))
+        return results
 
     @classmethod
     def test(
@@ -182,16 +217,16 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``; with ``TEST.CORRUPTIONS``, on corrupted images too.
+        """Evaluate on ``DATASETS.TEST``, and on corrupted images if ``TEST.CORRUPTIONS`` is set.
 
         Args:
             cfg: the whole config.
-            model: with its weights loaded.
-            evaluators: one per data set; None builds what the config asks for.
+            model: model with its weights loaded.
+            evaluators: one evaluator per dataset; None builds those that the config requires.
 
         Returns:
-            As DefaultTrainer.test: metrics by task, by data set first if there are several. The
-            tasks on corrupted images are called ``bbox_occlusion`` and so on.
+            Metrics by task, nested by dataset if there are several, as DefaultTrainer.test returns
+            them. The tasks on corrupted images are named ``bbox_occlusion`` and so on.
         """
         if evaluators is None and cfg.TEST.PROPOSAL_RECALL:
             model = ProposalRecorder(model)
@@ -205,34 +240,27 @@ class Trainer(DefaultTrainer):
     def test_augmented(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate on ``DATASETS.TEST`` with the test-time augmentation of ``TEST.AUG``.
 
-        :meth:`train` does it once, at its end, if ``TEST.AUG.ENABLED``.
-
         Args:
             cfg: the whole config.
-            model: with its weights loaded.
+            model: model with its weights loaded.
 
         Returns:
-            As :meth:`test`, the tasks called ``bbox_TTA`` and so on.
+            Results as those of :meth:`test`, with tasks named ``bbox_TTA`` and so on.
         """
         return evaluate_tta(cfg, model, lambda cfg: PluginDatasetMapper(cfg, is_train=False))
-
-
-def merge_results(results: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Metrics by task, or by data set and task, with more tasks added."""
-    return results | {name: results.get(name, {}) | metrics for name, metrics in more.items()}
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     """Scale batch, learning rate and schedule from ``SOLVER.REFERENCE_WORLD_SIZE`` processes.
 
-    The rule is detectron2's (linear scaling, arXiv 1706.02677); this says in one line what it did.
+    The rule is detectron2's linear scaling (arXiv 1706.02677). The changes are logged in one line.
 
     Args:
         cfg: the config; not changed.
         world_size: number of processes of this run.
 
     Returns:
-        A scaled copy, or ``cfg`` itself where there is nothing to scale.
+        A scaled copy, or ``cfg`` itself if there is nothing to scale.
     """
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
     if scaled is not cfg:
@@ -248,9 +276,9 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
 
 
 def _set_aside(path: str) -> None:
-    """Move the content of an earlier run's file to a numbered one beside it.
+    """Move the content of an earlier run's file to a numbered file next to it.
 
-    The file itself stays, empty: a writer of the new run has it open already, for appending.
+    The file itself stays, empty: a writer of the new run already has it open for appending.
     """
     if not os.path.exists(path) or os.path.getsize(path) == 0:
         return

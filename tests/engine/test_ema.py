@@ -9,9 +9,9 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 from d2_plugins.engine import Trainer
-from d2_plugins.engine.ema import EMAHook, build_ema
-from tests.engine.test_trainer import train, weights
+from d2_plugins.engine.hooks import EMAHook, build_ema
 from tests.support.toy import toy_cfg
+from tests.support.training import train, weights
 
 EMA = ["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.75, "SOLVER.EMA.WARMUP", False]
 

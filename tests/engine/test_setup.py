@@ -35,7 +35,7 @@ def own_data(tmp_path: Path) -> list[str]:
         (["BASE_LR", "1"], "SOLVER.BASE_LR"),
         (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
         (["--config-file", DEMO, "DATASETS.TRAIN", "('shapes_tran',)"], "shapes_train"),
-        (["--config-file", DEMO, "DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["--config-file", DEMO, "DATASETS.TRAIN", "()"], r"DATASETS.TRAIN is \(\); allowed"),
         (["--config-file", DEMO, "MODEL.ROI_HEADS.NUM_CLASSES", "1"], "NUM_CLASSES is 1"),
         (["--config-file", "csp_cascade.yaml"], "d2-plugins prepare coco2017"),
         (["--config-file", DEMO, "MODEL.INVERTED_ATTENTION.ENABLED", "True"], "PluginROIHeads"),

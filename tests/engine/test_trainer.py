@@ -12,21 +12,7 @@ from torch import nn
 from d2_plugins.engine import Trainer
 from d2_plugins.engine.train_step import StepTrainer, amp_dtype
 from tests.support.toy import toy_cfg
-
-
-def train(output_dir: Path, opts: list[Any], *, stop_after: int | None = None) -> Trainer:
-    """Train; with ``stop_after`` leave the loop as an interrupted run would."""
-    torch.manual_seed(0)  # as default_setup does, for the initial weights
-    trainer = Trainer(toy_cfg(output_dir, opts))
-    trainer.resume_or_load(resume=True)
-    if stop_after is not None:
-        trainer.max_iter = stop_after
-    trainer.train()
-    return trainer
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+from tests.support.training import train, weights
 
 
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(

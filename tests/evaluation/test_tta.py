@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from d2_plugins.data.mapper import PluginDatasetMapper
-from d2_plugins.engine.trainer import merge_results
-from d2_plugins.evaluation import ProposalRecorder, check_test_config, evaluate_tta
+from d2_plugins.evaluation import (
+    ProposalRecorder,
+    check_test_config,
+    evaluate_tta,
+    merge_results,
+)
 from tests.support.random_coco import Registered
 from tests.support.tiny_model import evaluate, random_images, tiny_cfg
 from tests.support.toy import toy_cfg
