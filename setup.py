@@ -41,6 +41,7 @@ setup(
     entry_points={"console_scripts": ["d2-plugins = d2_plugins_command:main"]},
     package_data={
         "d2_plugins": ["py.typed"],
+        "d2_plugins.report": ["*.jinja"],
         "d2_plugins.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
     },
     # detectron2 is not listed: PyPI does not have it under its own name, and an installed one must
@@ -51,6 +52,7 @@ setup(
         "numpy",
         "fvcore",
         "iopath",
+        "jinja2",
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6",
         "timm>=1.0.9",

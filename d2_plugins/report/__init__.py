@@ -1,9 +1,10 @@
-"""A report of a run, finished or not, as one HTML file that needs nothing beside it.
+"""A report of a run, finished or not, as one self-contained HTML file.
 
->>> from d2_plugins.engine.report import write_report
+>>> from d2_plugins.report import write_report
 >>> write_report("output/run")
 """
 
+from .record import record_session
 from .write import write_report
 
-__all__ = ["write_report"]
+__all__ = ["record_session", "write_report"]

@@ -1,115 +1,175 @@
-"""The few HTML elements of a report. Every text is escaped here, and nowhere else."""
+"""The page of a report: its elements, and the template that lays them out.
+
+The elements hold plain text and numbers. ``report.html.jinja`` turns them into HTML, with jinja2's
+autoescape on, so that a class name such as ``<b>`` reads as it is written.
+"""
 
 import math
 from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from .style import STYLE
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["bars", "figure", "grid", "note", "number", "page", "section", "table", "tiles"]
-
-# Nothing is loaded from anywhere, and nothing runs.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-
-def page(title: str, subtitle: str, body: Sequence[str]) -> str:
-    """A whole document around the sections ``body``."""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">
-<title>{escape(title)}</title>
-<style>
-{STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
-<main>
-{"".join(body)}</main>
-</body>
-</html>
-"""
+__all__ = [
+    "Bars",
+    "Block",
+    "Details",
+    "Facts",
+    "Figures",
+    "Matrix",
+    "Note",
+    "Picture",
+    "Section",
+    "Table",
+    "Tiles",
+    "number",
+    "page",
+]
 
 
-def section(title: str, *parts: str) -> str:
-    """A headed part of the page; ``parts`` are HTML."""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{''.join(parts)}</section>\n"
+@dataclass(frozen=True)
+class Note:
+    """A paragraph, for example an explanation or what is missing.
 
-
-def note(text: str) -> str:
-    """A line about the report itself, e.g. what is missing."""
-    return f'<p class="note">{escape(text)}</p>\n'
-
-
-def tiles(items: Sequence[tuple[str, str]], kind: str = "") -> str:
-    """Large values, each above its name.
-
-    Args:
-        items: pairs of name and value.
-        kind: "facts" for longer, smaller values.
+    Attributes:
+        text: the paragraph.
+        is_warning: set it off from the rest of the page.
     """
-    cells = "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in items
-    )
-    return f'<div class="tiles {kind}">{cells}</div>\n'
+
+    text: str
+    is_warning: bool = False
+    kind: str = field(default="note", init=False)
 
 
-def grid(*figures: str) -> str:
-    """Figures side by side where there is room; HTML in, HTML out."""
-    return f'<div class="grid">{"".join(figures)}</div>\n'
+@dataclass(frozen=True)
+class Tiles:
+    """Large values, each above its name; pairs of name and value."""
+
+    items: Sequence[tuple[str, str]]
+    kind: str = field(default="tiles", init=False)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+@dataclass(frozen=True)
+class Facts:
+    """Names and longer values, one pair per line."""
+
+    items: Sequence[tuple[str, str]]
+    kind: str = field(default="facts", init=False)
+
+
+@dataclass(frozen=True)
+class Table:
     """A table whose first column names the rows.
 
-    Args:
+    Attributes:
         head: names of the columns.
-        rows: the cells, as text.
-        kind: "numbers" (right-aligned) or "text".
+        rows: cells as text.
+        is_text: left-aligned text in a fixed-width font instead of right-aligned numbers.
     """
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>\n"
-        for first, *cells in rows
-    )
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table></div>\n"
-    )
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_text: bool = False
+    kind: str = field(default="table", init=False)
 
 
-def bars(items: Sequence[tuple[str, float]]) -> str:
-    """Names with percentages as bars; NaN has none."""
-    rows = "".join(
-        f"<li><span>{escape(name)}</span><b>{number(value)}</b>"
-        f'<i style="width:{0.0 if math.isnan(value) else value:.1f}%"></i></li>\n'
-        for name, value in items
-    )
-    return f'<ul class="bars">\n{rows}</ul>\n'
+@dataclass(frozen=True)
+class Bars:
+    """Names with percentages as bars; NaN has no bar."""
+
+    items: Sequence[tuple[str, float]]
+    kind: str = field(default="bars", init=False)
 
 
-def figure(images: Sequence[tuple[bytes, str, str]], caption: str) -> str:
-    """Pictures side by side (one below the other on a phone) over a caption.
+@dataclass(frozen=True)
+class Matrix:
+    """A table of counts, shaded by their share of the row.
 
-    Args:
-        images: file content, type ("png" for curves, "jpeg" for photographs) and a text that
-            stands for it.
-        caption: of all.
+    Attributes:
+        corner: what rows and columns are.
+        head: names of the columns.
+        rows: name and counts of each row; None for an empty cell.
     """
-    tags = "".join(
-        f'<img alt="{escape(text)}" src="data:image/{kind};base64,{b64encode(data).decode()}">'
-        for data, kind, text in images
+
+    corner: str
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[int | None]]]
+    kind: str = field(default="matrix", init=False)
+
+    def shade(self, counts: Sequence[int | None], count: int | None) -> float:
+        """Return the opacity of a cell, in 0..0.6."""
+        return 0.6 * (count or 0) / max(1, sum(c or 0 for c in counts))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is embedded in the page and can be enlarged.
+
+    Attributes:
+        id: name within the page.
+        data: content of the file.
+        type: "png" or "jpeg".
+        text: what the picture shows, for readers who cannot see it.
+    """
+
+    id: str
+    data: bytes
+    type: str
+    text: str
+
+    @property
+    def source(self) -> str:
+        """The picture as a ``data:`` URL."""
+        return f"data:image/{self.type};base64,{b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures side by side where there is room.
+
+    Attributes:
+        items: caption and pictures of each figure.
+    """
+
+    items: Sequence[tuple[str, Sequence[Picture]]]
+    kind: str = field(default="figures", init=False)
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away under a summary."""
+
+    summary: str
+    blocks: "Sequence[Block]"
+    kind: str = field(default="details", init=False)
+
+
+Block = Note | Tiles | Facts | Table | Bars | Matrix | Figures | Details
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Render a whole document, which loads nothing and runs no scripts."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    photos = ' class="photos"' if images[0][1] == "jpeg" else ""
-    caption = f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<figure{photos}><div>{tags}</div>{caption}</figure>\n"
+    template = environment.get_template("report.html.jinja")
+    return template.render(title=title, subtitle=subtitle, sections=sections, number=number)
 
 
 def number(value: float | None) -> str:
-    """A percentage with one decimal; a dash where there is none."""
+    """Format a percentage with one decimal; a dash for None and NaN."""
     return "–" if value is None or math.isnan(value) else f"{value:.1f}"

@@ -1,7 +1,9 @@
-"""Predictions beside the ground truth, on the images that came out best and worst."""
+"""Pictures of ground truth and detections, on the images with the best and the worst boxes."""
 
 import io
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,27 @@ from PIL import Image, ImageDraw, ImageFont
 from .curves import COLOURS
 from .run import MissingError, Predictions
 
-__all__ = ["Example", "box_quality", "choose_examples", "contact_sheet", "draw", "encode"]
+__all__ = [
+    "SCORE_THRESHOLD",
+    "Example",
+    "box_quality",
+    "choose_examples",
+    "contact_sheet",
+    "draw",
+    "encode",
+    "place_labels",
+    "score_threshold",
+]
 
-# Detections below this score are neither drawn nor judged.
+# Detections below this score are neither drawn nor judged, unless a lower one suits them better.
 SCORE_THRESHOLD = 0.5
 
 # Width and height that a drawn image fits into, in pixels.
-_PANEL = (480, 400)
-_FONT_SIZE = 14
+_PANEL = (720, 600)
+_FONT_SIZE = 17
+
+# XYXY in pixels.
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -32,8 +47,8 @@ class Example:
 
     Attributes:
         item: detectron2's dataset dict.
-        detections: of the image, with a score of at least ``SCORE_THRESHOLD``.
-        quality: see :func:`box_quality`.
+        detections: detections of the image with a score of at least the threshold.
+        quality: how well the boxes match, see :func:`box_quality`.
     """
 
     item: dict[str, Any]
@@ -44,16 +59,34 @@ class Example:
     def caption(self) -> str:
         """Name of the image and its quality."""
         name = str(self.item["file_name"]).rsplit("/", 1)[-1]
-        return f"{name}: box quality {100 * self.quality:.0f}"
+        return f"{name}: box quality {100 * self.quality:.0f} of 100"
+
+
+def score_threshold(predictions: Predictions, recommended: float) -> float:
+    """Return the lowest score of the detections to draw.
+
+    Args:
+        predictions: predictions on a dataset.
+        recommended: the threshold with the highest F1 score; NaN if no detection is correct.
+
+    Returns:
+        The lower one of ``SCORE_THRESHOLD`` and the recommended threshold; half of the highest
+        score if there is neither a recommendation nor a score above ``SCORE_THRESHOLD``.
+    """
+    if not math.isnan(recommended):
+        return min(SCORE_THRESHOLD, recommended)
+    highest = max((d["score"] for d in predictions.detections), default=1.0)
+    return SCORE_THRESHOLD if highest >= SCORE_THRESHOLD else highest / 2
 
 
 def box_quality(
     gt_boxes: np.ndarray, gt_classes: np.ndarray, boxes: np.ndarray, classes: np.ndarray
 ) -> float:
-    """Panoptic quality (Kirillov et al., arXiv 1801.00868, eq. 1) of the boxes of an image.
+    """Compute the panoptic quality (Kirillov et al., arXiv 1801.00868, eq. 1) of an image's boxes.
 
     Detections take, in the given order, the free box of their class with the highest IoU above
-    0.5: (sum of these IoUs) / (matches + half the false positives + half the misses).
+    0.5. The quality is (sum of these IoUs) / (matches + half the false positives + half the
+    misses).
 
     Args:
         gt_boxes: (G, 4) XYXY.
@@ -78,13 +111,14 @@ def box_quality(
 
 
 def choose_examples(
-    predictions: Predictions, number: int = 3
+    predictions: Predictions, number: int = 3, *, threshold: float = SCORE_THRESHOLD
 ) -> tuple[list[Example], list[Example]]:
-    """The images with the best and the worst boxes.
+    """Choose the images with the best and the worst boxes.
 
     Args:
-        predictions: on a data set.
-        number: of images of either kind; fewer where the data set is small.
+        predictions: predictions on a dataset.
+        number: number of images of either kind; fewer are returned for a small dataset.
+        threshold: lowest score of a detection that counts.
 
     Returns:
         The best, best first, and the worst, worst first; no image twice.
@@ -94,7 +128,7 @@ def choose_examples(
     """
     by_image = defaultdict(list)
     for detection in sorted(predictions.detections, key=lambda d: -d["score"]):
-        if detection["score"] >= SCORE_THRESHOLD:
+        if detection["score"] >= threshold:
             by_image[detection["image_id"]].append(detection)
     examples = [_judge(item, by_image[item["image_id"]], predictions) for item in predictions.items]
     ranked = sorted((e for e in examples if not np.isnan(e.quality)), key=lambda e: -e.quality)
@@ -127,7 +161,10 @@ def _xyxy(box: Any, mode: BoxMode) -> list[float]:
 
 
 def draw(example: Example, predictions: Predictions) -> tuple[Image.Image, Image.Image]:
-    """The image with its ground truth, and with its detections.
+    """Draw the image with its ground truth, and with its detections.
+
+    Masks are drawn only if the detections have masks too, so that the same object looks the same
+    in both pictures.
 
     Raises:
         MissingError: the image cannot be read.
@@ -136,37 +173,25 @@ def draw(example: Example, predictions: Predictions) -> tuple[Image.Image, Image
         pixels = detection_utils.read_image(example.item["file_name"], "RGB")
     except OSError as error:
         raise MissingError(f"{example.item['file_name']} cannot be read") from error
-    truth = _objects(example.item)
+    with_masks = any(d.get("segmentation") for d in predictions.detections)
+    truth, found = _objects(example.item), example.detections
+    names = predictions.class_names
+    classes = [predictions.to_class[d["category_id"]] for d in found]
     gt = _overlay(
         pixels,
         [_xyxy(a["bbox"], a["bbox_mode"]) for a in truth],
         [a["category_id"] for a in truth],
-        [predictions.class_names[a["category_id"]] for a in truth],
-        [a.get("segmentation") for a in truth],
+        [names[a["category_id"]] for a in truth],
+        [a.get("segmentation") for a in truth] if with_masks else [],
     )
-    found = example.detections
-    classes = [predictions.to_class[d["category_id"]] for d in found]
     detected = _overlay(
         pixels,
         [_xyxy(d["bbox"], BoxMode.XYWH_ABS) for d in found],
         classes,
-        [
-            f"{predictions.class_names[k]} {d['score']:.2f}"
-            for k, d in zip(classes, found, strict=True)
-        ],
-        [d.get("segmentation") for d in found],
+        [f"{names[k]} {d['score']:.2f}" for k, d in zip(classes, found, strict=True)],
+        [d.get("segmentation") for d in found] if with_masks else [],
     )
     return gt, detected
-
-
-class _Canvas(Visualizer):
-    """A Visualizer that fills a panel, with text of the same size on small and large images."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        height, width = pixels.shape[:2]
-        scale = min(_PANEL[0] / width, _PANEL[1] / height)
-        super().__init__(pixels, scale=scale)
-        self._default_font_size = _FONT_SIZE / scale
 
 
 def _overlay(
@@ -176,37 +201,102 @@ def _overlay(
     labels: list[str],
     masks: list[Any],
 ) -> Image.Image:
-    canvas = _Canvas(pixels)
+    """Draw boxes, labels and, if each box has one, masks."""
+    height, width = pixels.shape[:2]
+    scale = min(_PANEL[0] / width, _PANEL[1] / height)
+    colours = [COLOURS[k % len(COLOURS)] for k in classes]
+    canvas = Visualizer(pixels, scale=scale)
     if boxes:
         canvas.overlay_instances(
             boxes=np.array(boxes),
-            labels=labels,
-            masks=masks if all(masks) else None,
-            assigned_colors=[to_rgb(COLOURS[k % len(COLOURS)]) for k in classes],
+            masks=masks if masks and all(masks) else None,
+            assigned_colors=[to_rgb(colour) for colour in colours],
         )
-    return Image.fromarray(canvas.output.get_image())
+    picture = Image.fromarray(canvas.output.get_image())
+    _draw_labels(picture, [_scaled(box, scale) for box in boxes], labels, colours)
+    return picture
+
+
+def _scaled(box: Sequence[float], scale: float) -> Box:
+    x0, y0, x1, y1 = (scale * x for x in box)
+    return x0, y0, x1, y1
+
+
+def _draw_labels(
+    picture: Image.Image, boxes: list[Box], labels: list[str], colours: list[str]
+) -> None:
+    """Write a label on a background of its colour next to each box."""
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT_SIZE)
+    margin = 2
+    extents = [pen.textbbox((margin, margin), label, font) for label in labels]
+    sizes = [(right + margin, bottom + margin) for _, _, right, bottom in extents]
+    places = place_labels(boxes, sizes, picture.size)
+    for (x, y), (width, height), label, colour in zip(places, sizes, labels, colours, strict=True):
+        pen.rectangle((x, y, x + width, y + height), fill=colour)
+        # Luma of ITU-R BT.601: dark text on light colours.
+        is_light = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.55
+        pen.text((x + margin, y + margin), label, "black" if is_light else "white", font)
+
+
+def place_labels(
+    boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], limits: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """Choose places for labels so that they do not hide each other.
+
+    A label goes above its box, below it, or inside its upper or lower edge, at the left or at the
+    right: to the first of these places that is free, or else to the one that overlaps least.
+
+    Args:
+        boxes: box of each label.
+        sizes: width and height of each label.
+        limits: width and height of the picture.
+
+    Returns:
+        The upper left corner of each label, within the picture.
+    """
+    taken: list[Box] = []
+    for (x0, y0, x1, y1), (width, height) in zip(boxes, sizes, strict=True):
+        candidates = []
+        for x in (x0, x1 - width):
+            for y in (y0 - height, y1, y0, y1 - height):
+                left = min(max(x, 0), max(0, limits[0] - width))
+                top = min(max(y, 0), max(0, limits[1] - height))
+                candidates.append((left, top, left + width, top + height))
+        taken.append(min(candidates, key=lambda c: sum(_overlap(c, other) for other in taken)))
+    return [(x, y) for x, y, _, _ in taken]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Return the common area of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height)
 
 
 def contact_sheet(panels: list[tuple[str, Image.Image, Image.Image]]) -> Image.Image:
-    """All panels on one sheet: ground truth left, detections right, captions above.
+    """Put all panels on one sheet: ground truth left, detections right, captions above.
 
     Args:
         panels: caption, ground truth and detections of each image.
+
+    Returns:
+        The sheet, as wide as the widest pair of pictures.
     """
-    gap, line = 8, 26
+    gap, line = 8, 30
+    column = max(max(left.width, right.width) for _, left, right in panels)
     heights = [max(left.height, right.height) + line + gap for _, left, right in panels]
-    sheet = Image.new("RGB", (2 * _PANEL[0] + 3 * gap, sum(heights) + gap), "white")
-    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(15), gap
+    sheet = Image.new("RGB", (2 * column + 3 * gap, sum(heights) + gap), "white")
+    pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE), gap
     for (caption, left, right), height in zip(panels, heights, strict=True):
         pen.text((gap, top), f"{caption} (left: ground truth, right: detections)", "black", font)
         sheet.paste(left, (gap, top + line))
-        sheet.paste(right, (_PANEL[0] + 2 * gap, top + line))
+        sheet.paste(right, (column + 2 * gap, top + line))
         top += height
     return sheet
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
-    """``image`` as a "PNG" or "JPEG" file."""
+    """Return ``image`` as the content of a "PNG" or "JPEG" file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {}))
     return buffer.getvalue()

@@ -1,9 +1,9 @@
-"""What a run has left in its output folder."""
+"""The files of a run, read from its output folder."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from ..config import get_cfg
 from ..evaluation import FastCOCOEvaluator
+from .record import read_sessions
 
 __all__ = ["MissingError", "Predictions", "Results", "Run", "load_predictions", "load_run"]
 
@@ -31,29 +32,31 @@ class Run:
     """A run, finished or not.
 
     Attributes:
-        folder: its output folder.
-        cfg: its config; None if unknown.
-        metrics: the rows of ``metrics.json``, in the order of their iterations.
-        results: by data set; of the last evaluation.
+        folder: output folder.
+        cfg: config; None if unknown.
+        metrics: rows of ``metrics.json``, in the order of their iterations.
+        results: results of the last evaluation, by dataset.
+        sessions: how it was trained, see :mod:`.record`; empty if that was not recorded.
     """
 
     folder: Path
     cfg: CfgNode | None
     metrics: list[dict[str, Any]]
     results: dict[str, Results]
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """The data sets that the run is evaluated on."""
+        """The datasets that the run is evaluated on."""
         return tuple(self.cfg.DATASETS.TEST) if self.cfg is not None else ()
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Iterations and values of a metric; empty if it was never written."""
+        """Return iterations and values of a metric; empty if it was never written."""
         rows = [row for row in self.metrics if isinstance(row.get(key), int | float)]
         return [row["iteration"] for row in rows], [row[key] for row in rows]
 
     def evaluated_series(self, task: str, metric: str) -> Iterator[tuple[str, list[int], list]]:
-        """Data set, iterations and values of an evaluated metric, per data set that has it."""
+        """Yield dataset, iterations and values of a metric for each dataset that has it."""
         prefixed = len(self.dataset_names) > 1
         for name in self.dataset_names or ("",):
             key = f"{name}/{task}/{metric}" if prefixed else f"{task}/{metric}"
@@ -65,13 +68,13 @@ class Run:
 def load_run(
     output_dir: str | Path, cfg: CfgNode | None = None, results: Mapping[str, Any] | None = None
 ) -> Run:
-    """Read what is in ``output_dir``.
+    """Read the files in ``output_dir``.
 
     Args:
-        output_dir: of the run.
-        cfg: its config; None reads ``config.yaml``.
-        results: as ``Trainer.test`` returns them; None reads ``results.json``, or else takes the
-            last evaluation of ``metrics.json``.
+        output_dir: output folder of the run.
+        cfg: config of the run; None reads ``config.yaml``.
+        results: as ``Trainer.test`` returns them; None reads ``results.json``, or else
+            the last evaluation of ``metrics.json``.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -86,20 +89,20 @@ def load_run(
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if results is None:
         results = _last_evaluation(metrics, names)
-    return Run(folder, cfg, metrics, _by_dataset(results, names))
+    return Run(folder, cfg, metrics, _by_dataset(results, names), read_sessions(folder))
 
 
 def _read_config(path: Path) -> CfgNode | None:
     if not path.is_file():
         return None
     cfg = get_cfg()
-    cfg.set_new_allowed(True)  # a key of another version or plugin is no reason to stop here
+    cfg.set_new_allowed(True)  # tolerate keys of other versions and plugins
     cfg.merge_from_file(str(path), allow_unsafe=False)
     return cfg
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows by iteration; of rows with the same one, later values win."""
+    """Return the rows by iteration; of rows with the same iteration, later values win."""
     if not path.is_file():
         return []
     rows: dict[int, dict[str, Any]] = {}
@@ -114,7 +117,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _last_evaluation(metrics: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
-    """Undo detectron2's flattening (``[data set/]task/metric``) of the last values."""
+    """Undo detectron2's flattening (``[dataset/]task/metric``) of the last values."""
     last: dict[str, Any] = {}
     for row in metrics:
         last.update(row)
@@ -134,7 +137,7 @@ def _tasks(flat: Mapping[str, Any], prefix: str) -> Results:
 
 def _by_dataset(results: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Results]:
     nested = results if len(names) > 1 else {names[0] if names else "": results}
-    # Not everything beside the tasks is one: a job may have added its time.
+    # Skip what is not a task, such as the minutes that the demo adds.
     return {
         name: {task: dict(metrics) for task, metrics in tasks.items() if _TASK.fullmatch(task)}
         for name, tasks in nested.items()
@@ -144,14 +147,14 @@ def _by_dataset(results: Mapping[str, Any], names: tuple[str, ...]) -> dict[str,
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of the last evaluation on a data set, beside its ground truth.
+    """The predictions of the last evaluation on a dataset, and its ground truth.
 
     Attributes:
         items: detectron2's dataset dicts.
-        ground_truth: the same in COCO's API.
-        detections: in COCO's result format.
-        class_names: by contiguous class.
-        to_class: category id -> contiguous class.
+        ground_truth: annotations in COCO's API.
+        detections: detections in COCO's result format.
+        class_names: names by class index.
+        to_class: class index by category id.
     """
 
     items: list[dict[str, Any]]
@@ -162,20 +165,20 @@ class Predictions:
 
 
 def load_predictions(run: Run, name: str) -> Predictions:
-    """Read the predictions on the data set ``name``.
+    """Read the predictions on the dataset ``name``.
 
     Raises:
-        MissingError: the data set or the predictions are not there.
+        MissingError: the dataset or the predictions are missing.
     """
     path = _results_file(run, name)
     if name not in DatasetCatalog:
-        raise MissingError(f"data set '{name}' is not registered in this process")
+        raise MissingError(f"dataset '{name}' is not registered in this process")
     try:
         items = DatasetCatalog.get(name)
-        # Where the data set is not COCO's, the evaluator has left its json beside the results.
+        # For datasets that are not in COCO format, the evaluator has left its json in this folder.
         ground_truth = FastCOCOEvaluator(name, output_dir=str(path.parent)).ground_truth
     except FileNotFoundError as error:
-        raise MissingError(f"data set '{name}' is not on disk ({error})") from error
+        raise MissingError(f"dataset '{name}' is not on disk ({error})") from error
     metadata = MetadataCatalog.get(name)
     class_names = list(metadata.get("thing_classes") or ())
     identity = {index: index for index in range(len(class_names))}
@@ -188,7 +191,7 @@ def load_predictions(run: Run, name: str) -> Predictions:
 
 
 def _results_file(run: Run, name: str) -> Path:
-    """Our trainer has a folder per data set, detectron2's usual trainers one for all."""
+    """Find the results: our trainer has a folder per dataset, detectron2's one for all."""
     inference = run.folder / "inference"
     candidates = [inference / name]
     if len(run.dataset_names) == 1:

@@ -46,7 +46,8 @@ def dataset(tmp_path: Path) -> Iterator[Path]:
 def run_folder(tmp_path: Path, dataset: Path) -> Path:
     """A run that was killed while it wrote a line of metrics.json."""
     folder = tmp_path / "run & <b>more"
-    cfg = toy_cfg(folder, ["DATASETS.TEST", (NAME,), "SOLVER.MAX_ITER", 500])
+    datasets = ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,)]
+    cfg = toy_cfg(folder, [*datasets, "SOLVER.MAX_ITER", 500])
     inference = folder / "inference" / NAME
     inference.mkdir(parents=True)
     (folder / "config.yaml").write_text(cfg.dump())
@@ -112,7 +113,13 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += data
-            self.cells.append(data)
+            if data.strip():
+                self.cells.append(data.strip())
+
+
+def row_of(page: Page, name: str, length: int) -> list[str]:
+    start = page.cells.index(name)
+    return page.cells[start : start + length]
 
 
 def report(folder: Path, *args: Any) -> Page:
@@ -125,20 +132,33 @@ def test_everything_is_there(run_folder: Path) -> None:
     page = report(run_folder)
     assert "Left out" not in page.text
     assert "left out" not in page.text
-    assert "400 of 500" in page.cells
+    assert "400 of 500, 2 images each" in page.cells
     # Of the last evaluation in metrics.json, by what was evaluated.
     for row in (["boxes", "31.2", "52.5", "–"], ["boxes, blur", "17.8", "–", "–"]):
         start = page.cells.index(row[0])
         assert page.cells[start : start + 4] == row
-    proposals = [cell for cell in page.cells[page.cells.index("stage1") :] if cell.strip()]
-    stages = ["stage1", "42.5", "final", "61.5", "stage1, blur", "32.5", "final, blur", "51.5"]
+    proposals = page.cells[page.cells.index("stage 1") :]
+    stages = ["stage 1", "42.5", "final", "61.5", "stage 1, blur", "32.5", "final, blur", "51.5"]
     assert proposals[:8] == stages
     assert page.cells[page.cells.index(HOSTILE) + 1] == "12.5"
-    key = page.cells.index("SOLVER.MAX_ITER")
-    assert page.cells[key : key + 3] == ["SOLVER.MAX_ITER", "40000", "500"]
+    assert row_of(page, "SOLVER.MAX_ITER", 3) == ["SOLVER.MAX_ITER", "40000", "500"]
+    assert row_of(page, "cls", 2) == ["cls", "classes of the detections"]
+    # Data, and the confusion of two classes that are never mistaken for each other.
+    assert row_of(page, "images", 2) == ["images", "8"]
+    assert "Recommended score threshold for all classes" in page.text
+    matrix = page.cells[page.cells.index("not detected") + 1 :]
+    assert matrix[0] == HOSTILE
+    assert matrix[2] == "0"
+    assert matrix[4:6] == ["bright", "0"]
+    assert sum(map(int, [*matrix[1:4], *matrix[5:8]])) == 16
     assert "SOLVER.MOMENTUM" not in page.text, "not changed"
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     assert len(images) == 3 + 2 * 6  # three curves, six images twice
+    # Each can be enlarged: a link leads to the element around it.
+    ids = [attrs["id"] for tag, attrs in page.tags if attrs.get("class") == "zoom"]
+    links = [attrs["href"] for tag, attrs in page.tags if attrs.get("class") == "open"]
+    assert len(set(ids)) == len(images)
+    assert links == [f"#{id_}" for id_ in ids]
     for file in ("loss_curve.png", "ap_curve.png", "predictions.png"):
         with Image.open(run_folder / file) as image:
             assert min(image.size) > 300
@@ -150,7 +170,8 @@ def test_self_contained_and_escaped(run_folder: Path) -> None:
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
     for _, attrs in page.tags:
         assert all(value.startswith("data:image/") for key, value in attrs.items() if key == "src")
-        assert not [key for key in attrs if key.startswith("on") or key == "href"]
+        assert not [key for key in attrs if key.startswith("on")]
+        assert all(value.startswith("#") for key, value in attrs.items() if key == "href")
     text = (run_folder / "report.html").read_text(encoding="utf-8")
     assert "url(" not in text
     assert not re.findall(r"https?://", text)
@@ -166,6 +187,7 @@ def test_a_later_report_replaces_the_file(run_folder: Path) -> None:
 
 
 def test_results_come_from_the_best_source(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "inference")  # faster
     (run_folder / "results.json").write_text('{"bbox": {"AP": 44.0}, "minutes": 5.1}')
     assert "44.0" in report(run_folder).cells
     results = {"bbox": {"AP": 77.0}, "segm": {"AP": 66.0}}
@@ -174,7 +196,7 @@ def test_results_come_from_the_best_source(run_folder: Path) -> None:
     assert "44.0" not in page.cells
 
 
-def test_several_data_sets(run_folder: Path) -> None:
+def test_several_datasets(run_folder: Path) -> None:
     cfg = toy_cfg(run_folder, ["DATASETS.TEST", (NAME, "other")])
     (run_folder / "metrics.json").write_text(
         json.dumps({"iteration": 9, f"{NAME}/bbox/AP": 12.0, "other/bbox/AP-a/b": 34.0})
@@ -185,7 +207,7 @@ def test_several_data_sets(run_folder: Path) -> None:
     }
     page = report(run_folder, cfg)
     assert f"Average precision on {NAME}" in page.cells
-    assert "Left out: data set 'other' is not registered" not in page.text
+    assert "Left out: dataset 'other' is not registered" not in page.text
     assert "inference/other has no coco_instances_results.json" in page.text
 
 
@@ -210,7 +232,7 @@ def test_stopped_early(run_folder: Path, dataset: Path) -> None:
     foreign = [{"image_id": 999, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}]
     inference.write_text(json.dumps(foreign))
     page = report(run_folder)
-    assert "40 of 500" in page.cells
+    assert "40 of 500, 2 images each" in page.cells
     assert "metrics.json has no evaluation" in page.text
     assert "holds predictions for other images or classes" in page.text
 
@@ -222,7 +244,7 @@ def test_stopped_early(run_folder: Path, dataset: Path) -> None:
     inference.write_text("[]")  # the model found nothing
     assert "cannot be read" in report(run_folder).text
     dataset.unlink()
-    assert f"data set '{NAME}' is not on disk" in report(run_folder).text
+    assert f"dataset '{NAME}' is not on disk" in report(run_folder).text
 
 
 def test_predictions_of_detectron2s_own_trainers(run_folder: Path) -> None:
@@ -234,6 +256,60 @@ def test_predictions_of_detectron2s_own_trainers(run_folder: Path) -> None:
     page = report(run_folder)
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 15
     assert "ELSEWHERE.KEY" in page.cells
+
+
+def test_low_scores_are_explained(run_folder: Path, dataset: Path) -> None:
+    inference = run_folder / "inference" / NAME / "coco_instances_results.json"
+    rows = [row | {"score": row["score"] / 3} for row in detections(dataset)]
+    inference.write_text(json.dumps(rows))
+    page = report(run_folder)
+    assert "No detection has a score of at least 0.5: the highest is 0.30." in page.text
+    assert "Best: 003.png: box quality 100 of 100" in page.cells
+    # Boxes that hit nothing: there is no best image.
+    inference.write_text(json.dumps([row | {"bbox": [0, 0, 1, 1]} for row in rows]))
+    page = report(run_folder)
+    assert "Pictures and tables show scores of at least 0.15" in page.text
+    assert "No detection matches an object, so the images are not ranked." in page.text
+    assert not [cell for cell in page.cells if cell.startswith(("Best", "Worst"))]
+    inference.write_text("[]")
+    assert "The model detects nothing on this dataset." in report(run_folder).text
+
+
+def test_config_is_compared_with_its_own_file(run_folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run_folder / "inference")  # faster
+    cfg = toy_cfg(run_folder, ["DATASETS.TEST", (NAME,), "SOLVER.MAX_ITER", 500])
+    (tmp_path / "own.yaml").write_text(cfg.dump())
+    cfg.SOLVER.MAX_ITER = 600
+    session = {"config_file": str(tmp_path / "own.yaml")}
+    (run_folder / "run.json").write_text(json.dumps({"sessions": [session]}))
+    page = report(run_folder, cfg)
+    start = page.cells.index("this run")
+    end = page.cells.index(f"All {len(differences(page))} differences from the defaults")
+    assert page.cells[start + 1 : end] == ["SOLVER.MAX_ITER", "500", "600"]
+    (tmp_path / "own.yaml").unlink()
+    assert "own.yaml is not here to compare with" in report(run_folder, cfg).text
+
+
+def differences(page: Page) -> list[str]:
+    """The keys of the table of all differences, the last one of the page."""
+    last = max(i for i, cell in enumerate(page.cells) if cell == "this run")
+    return page.cells[last + 1 :: 3]
+
+
+def test_recalls_that_repeat_others_are_left_out(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "inference")  # faster
+    cfg = toy_cfg(run_folder, ["MODEL.RPN.POST_NMS_TOPK_TEST", 300, "DATASETS.TEST", (NAME,)])
+    recall = {"AR@100": 60.0, "AR@300": 65.0, "AR@1000": 66.0, "ARs@100": 1.0, "ARs@300": 2.0}
+    first = {name: value / 2 for name, value in recall.items()}
+    tasks = ("box_proposals", "box_proposals_stage1", "box_proposals_stage2")
+    results = dict(zip(tasks, (recall, first, dict(recall)), strict=True))
+    page = report(run_folder, cfg, results)
+    start = page.cells.index("proposals", page.cells.index(f"Proposal recall on {NAME}"))
+    assert page.cells[start : start + 12] == [
+        *("proposals", "AR@100", "AR@300", "ARs@300"),
+        *("stage 1", "30.0", "32.5", "1.0"),
+        *("final", "60.0", "65.0", "2.0"),
+    ]
 
 
 def test_best_and_worst(run_folder: Path) -> None:
@@ -285,6 +361,8 @@ def test_in_a_browser(run_folder: Path, dataset: Path, tmp_path: Path, width: in
     screenshot = tmp_path / "page.png"
     subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync",
          f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},9000",
          f"--screenshot={screenshot}", (run_folder / "report.html").as_uri()],
         check=True, capture_output=True, timeout=120,
