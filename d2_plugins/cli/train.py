@@ -13,7 +13,7 @@ from ..engine.launch import launch_as
 from ..engine.setup import build_cfg, setup
 from ..engine.trainer import Trainer
 from ..errors import usage_errors
-from ..report import write_report
+from ..report import record_session, write_report
 from .parsers import exit_status, parse_train_args
 
 __all__ = ["main", "run"]
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
             trainer = Trainer(cfg)
         with usage_errors("MODEL.WEIGHTS"):
             trainer.resume_or_load(resume=args.resume)
-        results = trainer.train()
+        with record_session(cfg, args.config_file, resume=args.resume):
+            results = trainer.train()
         if cfg.TEST.REPORT and comm.is_main_process():
             _write_report(cfg, results)
         return results
