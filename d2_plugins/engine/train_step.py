@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["StepTrainer", "amp_dtype", "wrap_ddp"]
 
+_LOG_PERIOD = 20
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -112,7 +113,9 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm, self.norm_type)
-        get_event_storage().put_scalar("grad_norm", norm.detach())
+        storage = get_event_storage()
+        if storage.iter % _LOG_PERIOD == 0:  # put_scalar waits for the device
+            storage.put_scalar("grad_norm", norm.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs."""

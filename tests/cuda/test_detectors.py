@@ -14,16 +14,9 @@ from d2_plugins.engine.train_step import StepTrainer
 from tests.support.combinations import COMBINATIONS, combined_cfg
 from tests.support.simulated_device import SimulatedCuda
 from tests.support.stock import small_batch
+from tests.support.tiny_flagship import SHRINK
 
 FLAGSHIP = ("cspnet", "cascade_rpn", "double_head", True, False)
-# KEY VALUE pairs that shrink the flagship for images of 64 x 80 pixels.
-SHRINK = (
-    *("MODEL.WEIGHTS", "", "MODEL.CSPNET.NORM", "BN", "MODEL.ROI_HEADS.NUM_CLASSES", 2),
-    *("MODEL.CSPNET.WIDTH_MULTIPLIER", 0.125, "MODEL.CSPNET.DEPTH_MULTIPLIER", 0.2),
-    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
-    *("MODEL.DOUBLE_HEAD.FC_DIM", 16, "MODEL.DOUBLE_HEAD.CONV_DIM", 16),
-    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
-)
 # Every RoI whose score falls is masked, so that an untrained head has RoIs to mask.
 EAGER = (
     *("MODEL.INVERTED_ATTENTION.MIN_CHANGE", 0.0, "MODEL.INVERTED_ATTENTION.FG_FRACTION", 0.5),
