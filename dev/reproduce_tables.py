@@ -2,16 +2,18 @@
 """Train the comparisons of docs/benchmarks.md on a CPU, and write their tables into it.
 
     dev/reproduce_tables.py shapes-recall --jobs 2
-    dev/reproduce_tables.py --output output/tables   # all; hours on two cores
+    dev/reproduce_tables.py --list                     # what is still to be trained
+    dev/reproduce_tables.py --output output/tables     # all; many hours on two cores
 
-A run that has finished is not repeated: delete its folder to have it anew.
+The results of finished runs are kept in dev/records and are not repeated: delete a file there to
+train its run again.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from dev.trained_tables import TABLES, format_table, replace_table, train_table
+from dev.trained_tables import TABLES, format_table, missing_runs, replace_table, train_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,17 +23,22 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("--output", type=Path, default=Path("output/tables"))
+    parser.add_argument("--records", type=Path, default=ROOT / "dev" / "records")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--list", action="store_true", help="list the runs without a record")
     args = parser.parse_args()
     unknown = set(args.tables) - set(TABLES)
     if unknown or args.jobs < 1:
         parser.error(f"tables are {', '.join(TABLES)}; --jobs is at least 1")
     train_net = [sys.executable, str(ROOT / "tools" / "train_net.py")]
     for name in args.tables or TABLES:
-        table = TABLES[name]
-        results = train_table(table, args.output / name, train_net, jobs=args.jobs)
+        table, records = TABLES[name], args.records / name
+        if args.list:
+            print("\n".join(f"{name}: {run}" for run in missing_runs(table, records)))
+            continue
+        results = train_table(table, args.output / name, records, train_net, jobs=args.jobs)
         text = format_table(table, results)
         replace_table(args.document, name, text)
         print(text, flush=True)
@@ -39,4 +46,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     raise SystemExit(main())

@@ -1,21 +1,26 @@
-"""The trained comparisons of docs/benchmarks.md: what to train, and the tables that come of it."""
+"""The trained comparisons of docs/benchmarks.md: what is trained, and the tables of the results."""
 
 import hashlib
 import json
 import os
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
-from d2_plugins import model_zoo
+from detectron2.config import CfgNode
+
+from d2_plugins import get_cfg, model_zoo
 from d2_plugins.files import atomic_open, atomic_write_json
 
-__all__ = ["TABLES", "Row", "Table", "format_table", "replace_table", "train_table"]
+__all__ = ["TABLES", "Row", "Table", "format_table", "missing_runs", "replace_table", "train_table"]
+
+Results = dict[str, list[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -23,26 +28,29 @@ class Row:
     """One model of a comparison.
 
     Attributes:
-        label: how the table names it.
-        config: path below ``configs/``.
+        label: name in the table.
+        config: path relative to ``configs/``.
         opts: KEY VALUE pairs of this row alone.
+        weights_of: label of another row whose trained weights this row evaluates with its own
+            ``opts``; None trains.
     """
 
     label: str
     config: str
     opts: tuple[str, ...] = ()
+    weights_of: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Models trained alike, and what is compared.
+    """Models that are trained with the same data and schedule, and the metrics to compare.
 
     Attributes:
         title: what the table shows.
-        rows: the models.
-        metrics: column titles and the names that ``metrics.json`` has for them.
+        rows: the models; a row with ``weights_of`` follows the row it names.
+        metrics: column titles and the names of the metrics in ``metrics.json``.
         opts: KEY VALUE pairs of every row.
-        seeds: each row is trained once with each.
+        seeds: each row is trained once with each of them.
     """
 
     title: str
@@ -52,14 +60,66 @@ class Table:
     seeds: tuple[int, ...] = (1, 2, 3)
 
     def options(self, row: Row) -> tuple[str, ...]:
-        """KEY VALUE pairs of ``row``, all but the seed and the output folder."""
+        """Return the KEY VALUE pairs of ``row``, except for the seed and the output folder."""
         return (*self.opts, *row.opts)
 
+    def named(self, label: str) -> Row:
+        """Return the row called ``label``."""
+        return next(row for row in self.rows if row.label == label)
 
-_AP = {"AP": "bbox/AP", "AP50": "bbox/AP50", "AP75": "bbox/AP75"}
+
 _AR = "box_proposals/AR@100"
-_NO_EVALUATION_BEFORE_THE_END = ("TEST.EVAL_PERIOD", "0", "TEST.BEST_METRIC", "")
-_PENN_FUDAN = "PennFudan/{}_efficientnet_lite0.yaml"
+_METRICS = {
+    "AP": "bbox/AP",
+    "AP50": "bbox/AP50",
+    "AP75": "bbox/AP75",
+    "AR@100": _AR,
+    "AP under occlusion": "bbox_occlusion/AP",
+}
+_FINAL_EVALUATION_ONLY = ("TEST.EVAL_PERIOD", "0", "TEST.BEST_METRIC", "")
+_EVERYTHING = (
+    *("TEST.PROPOSAL_RECALL", "True", "TEST.CORRUPTIONS", "['occlusion']", "TEST.REPORT", "False"),
+    *_FINAL_EVALUATION_ONLY,
+)
+# A quarter of the pixels and half of the FPN's channels of configs/PennFudan: 18 runs of 800
+# iterations fit into an afternoon on two cores.
+_SMALL = (
+    *("INPUT.MIN_SIZE_TRAIN", "(160, 192, 224)", "INPUT.MAX_SIZE_TRAIN", "360"),
+    *("INPUT.MIN_SIZE_TEST", "224", "INPUT.MAX_SIZE_TEST", "360", "MODEL.FPN.OUT_CHANNELS", "64"),
+    *("SOLVER.MAX_ITER", "800", "SOLVER.STEPS", "(600, 740)"),
+)
+
+
+def _parts(pattern: str) -> tuple[Row, ...]:
+    """The same detector with each of the parts, and with all of them.
+
+    Args:
+        pattern: path of the configs with ``{}`` for the name of the model.
+    """
+    ext = "+ Double-Head-Ext"
+    everything = "Cascade RPN + Double-Head-Ext"
+    return (
+        Row("Faster R-CNN", pattern.format("faster_rcnn")),
+        Row("+ Cascade RPN", pattern.format("faster_rcnn_crpn")),
+        Row("+ Inverted Attention", pattern.format("faster_rcnn_IA")),
+        Row("+ Double-Head", pattern.format("double_head")),
+        Row(ext, pattern.format("double_head_ext")),
+        Row(
+            f"{ext}, boxes of the conv head (the paper)",
+            pattern.format("double_head_ext"),
+            ("MODEL.DOUBLE_HEAD.BOX_FUSION", "conv"),
+            weights_of=ext,
+        ),
+        Row(everything, pattern.format("crpn_double_head_ext")),
+        Row(
+            f"{everything}, boxes of the conv head",
+            pattern.format("crpn_double_head_ext"),
+            ("MODEL.DOUBLE_HEAD.BOX_FUSION", "conv"),
+            weights_of=everything,
+        ),
+        Row("all parts", pattern.format("csp_cascade")),
+    )
+
 
 TABLES: dict[str, Table] = {
     "shapes-recall": Table(
@@ -74,128 +134,187 @@ TABLES: dict[str, Table] = {
             *("MODEL.RPN.PRE_NMS_TOPK_TEST", "1000", "MODEL.RPN.POST_NMS_TOPK_TEST", "1000"),
             *("MODEL.RPN.LOSS_WEIGHT", "1.0", "SOLVER.BASE_LR", "0.02"),
             *("SOLVER.MAX_ITER", "300", "SOLVER.STEPS", "(240,)"),
-            *_NO_EVALUATION_BEFORE_THE_END,
+            *_FINAL_EVALUATION_ONLY,
         ),
     ),
-    "shapes-heads": Table(
-        title="RoI heads on the embedded shapes, 1000 iterations",
-        rows=(
-            Row("2-fc head", "Demo/faster_rcnn.yaml"),
-            Row("2-fc head + Inverted Attention", "Demo/faster_rcnn_IA.yaml"),
-            Row("Double-Head", "Demo/double_head.yaml"),
-        ),
-        metrics={**_AP, "AP under occlusion": "bbox_occlusion/AP"},
-        opts=(
-            *("TEST.CORRUPTIONS", "['occlusion']"),
-            *_NO_EVALUATION_BEFORE_THE_END,
-        ),
+    "shapes": Table(
+        title="Embedded shapes, a narrow CSPResNeXt-50 from scratch, 1000 iterations of 8 images",
+        rows=_parts("Demo/{}.yaml"),
+        metrics=_METRICS,
+        opts=("SOLVER.MAX_ITER", "1000", "SOLVER.STEPS", "(720, 920)", *_EVERYTHING),
     ),
     "penn-fudan": Table(
-        title="Penn-Fudan, EfficientNet-Lite0 with ImageNet weights, 400 iterations of 4 images",
-        rows=(
-            Row("Faster R-CNN", _PENN_FUDAN.format("faster_rcnn")),
-            Row("+ Cascade RPN", _PENN_FUDAN.format("faster_rcnn_crpn")),
-            Row("+ Double-Head-Ext", _PENN_FUDAN.format("double_head_ext")),
-            Row("+ Inverted Attention", _PENN_FUDAN.format("faster_rcnn_IA")),
-            Row("all three", _PENN_FUDAN.format("csp_cascade")),
-        ),
-        metrics={**_AP, "AR@100 of the proposals": _AR},
-        opts=("TEST.PROPOSAL_RECALL", "True", *_NO_EVALUATION_BEFORE_THE_END),
-        seeds=(1,),
+        title="Penn-Fudan, EfficientNet-Lite0 with ImageNet weights, 800 iterations of 4 images",
+        rows=_parts("PennFudan/{}_efficientnet_lite0.yaml"),
+        metrics=_METRICS,
+        opts=(*_SMALL, *_EVERYTHING),
+    ),
+    "bccd": Table(
+        title="BCCD, EfficientNet-Lite0 with ImageNet weights, 800 iterations of 4 images",
+        rows=_parts("BCCD/{}_efficientnet_lite0.yaml"),
+        metrics=_METRICS,
+        opts=(*_SMALL, *_EVERYTHING),
     ),
 }
 
 
 @dataclass(frozen=True)
-class _Job:
-    folder: Path
-    config: str
-    opts: tuple[str, ...]
+class _Run:
+    """One row with one seed."""
 
-    def command(self, train_command: Sequence[str]) -> list[str]:
-        files = ["--config-file", self.config, "--num-gpus", "0"]
-        return [*train_command, *files, "OUTPUT_DIR", str(self.folder), *self.opts]
+    table: Table
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{_slug(self.row.label)}_seed{self.seed}"
+
+    @property
+    def opts(self) -> tuple[str, ...]:
+        return (*self.table.options(self.row), "SEED", str(self.seed))
+
+    @property
+    def source(self) -> "_Run":
+        """The run whose weights are evaluated."""
+        assert self.row.weights_of is not None
+        return _Run(self.table, self.table.named(self.row.weights_of), self.seed)
+
+    def identity(self) -> dict[str, object]:
+        """What the results depend on; a config that was edited gives another one."""
+        source = self.source.identity() if self.row.weights_of else None
+        config = {"config": self.row.config, "opts": list(self.opts), "settings": _digest(self)}
+        return config | ({"weights": source["settings"]} if source else {})
+
+
+def _runs(table: Table) -> list[_Run]:
+    return [_Run(table, row, seed) for row in table.rows for seed in table.seeds]
+
+
+def missing_runs(table: Table, records: Path) -> list[str]:
+    """Return the names of the runs of ``table`` that have no record yet."""
+    return [run.name for run in _runs(table) if _read_record(run, records) is None]
 
 
 def train_table(
-    table: Table, folder: Path, train_command: Sequence[str], *, jobs: int = 1
-) -> dict[str, list[dict[str, float]]]:
-    """Train every row with every seed; what an earlier call has finished is not trained again.
+    table: Table, folder: Path, records: Path, train_command: Sequence[str], *, jobs: int = 1
+) -> Results:
+    """Train every row with every seed; runs with a record are not repeated.
 
     Args:
         table: what to train.
-        folder: every run gets a folder below.
-        train_command: the training tool, to which arguments are added.
-        jobs: runs at a time; the machine's cores are shared among them.
+        folder: parent of the runs' folders, which hold logs and checkpoints.
+        records: folder of the results, one JSON file per run; small enough to be committed.
+        train_command: the training command, to which arguments are appended.
+        jobs: number of runs at a time; they share the machine's cores.
 
     Returns:
-        By row, for each seed the metrics of its last evaluation, and "minutes" (wall clock).
+        By label, for each seed the metrics of its last evaluation and "minutes" (wall clock).
 
     Raises:
         RuntimeError: a run failed; the message names its log.
     """
-    runs = {
-        row.label: [
-            _Job(
-                folder / f"{_slug(row.label)}_seed{seed}",
-                row.config,
-                (*table.options(row), "SEED", str(seed)),
-            )
-            for seed in table.seeds
-        ]
-        for row in table.rows
-    }
     threads = max((os.cpu_count() or 1) // jobs, 1)
+    trained = [run for run in _runs(table) if run.row.weights_of is None]
+    evaluated = [run for run in _runs(table) if run.row.weights_of is not None]
+    results: Results = {row.label: [] for row in table.rows}
     with ThreadPoolExecutor(jobs) as pool:
+        # Seed by seed, so that an interrupted table has whole seeds of all rows.
+        order = sorted(trained, key=lambda run: run.seed) + evaluated
         futures = {
-            label: [pool.submit(_train, job, train_command, threads) for job in row_jobs]
-            for label, row_jobs in runs.items()
+            (run.row.label, run.seed): pool.submit(
+                _finish, run, folder, records, train_command, threads
+            )
+            for run in order
         }
-        return {label: [future.result() for future in row] for label, row in futures.items()}
+        for run in _runs(table):
+            results[run.row.label].append(futures[run.row.label, run.seed].result())
+    return results
 
 
-def _train(job: _Job, train_command: Sequence[str], threads: int) -> dict[str, float]:
-    """Train, or read what a finished run of the same config and options wrote."""
-    record_file = job.folder / "table_entry.json"
-    identity = {"config": job.config, "opts": list(job.opts), "settings": _digest(job)}
-    if record_file.exists():
-        record = json.loads(record_file.read_text(encoding="utf-8"))
-        if {key: record.get(key) for key in identity} == identity:
-            return record["metrics"]
-    job.folder.mkdir(parents=True, exist_ok=True)
-    output = job.folder / "output.txt"
+def _finish(
+    run: _Run, folder: Path, records: Path, train_command: Sequence[str], threads: int
+) -> dict[str, float]:
+    """Return the metrics of a run, from its record or from the run itself."""
+    known = _read_record(run, records)
+    if known is not None:
+        return known
     start = time.perf_counter()
-    with output.open("w", encoding="utf-8") as file:
+    if run.row.weights_of is None:
+        metrics = _train(run, folder / run.name, train_command, threads)
+    else:
+        metrics = _evaluate(run, folder / run.source.name, threads)
+    metrics["minutes"] = (time.perf_counter() - start) / 60
+    atomic_write_json(records / f"{run.name}.json", {**run.identity(), "metrics": metrics})
+    return metrics
+
+
+def _read_record(run: _Run, records: Path) -> dict[str, float] | None:
+    file = records / f"{run.name}.json"
+    if not file.exists():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    metrics = record.pop("metrics")
+    return metrics if record == run.identity() else None
+
+
+def _train(
+    run: _Run, folder: Path, train_command: Sequence[str], threads: int
+) -> dict[str, float]:
+    words = ["--config-file", run.row.config, "--num-gpus", "0", "OUTPUT_DIR", str(folder)]
+    _call([*train_command, *words, *run.opts], folder / "output.txt", threads)
+    lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
+    # The last line is the final evaluation.
+    return {name: value for name, value in json.loads(lines[-1]).items() if "/" in name}
+
+
+def _evaluate(run: _Run, folder: Path, threads: int) -> dict[str, float]:
+    """Evaluate the weights in ``folder`` with the options of ``run``."""
+    result = folder / f"{run.name}_metrics.json"
+    script = Path(__file__).with_name("evaluate_run.py")
+    weights = str(folder / "model_final.pth")
+    words = [run.row.config, str(result), *run.opts, "MODEL.WEIGHTS", weights]
+    _call([sys.executable, str(script), *words], folder / f"{run.name}.txt", threads)
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _call(command: Sequence[str], log: Path, threads: int) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
         status = subprocess.run(
-            job.command(train_command),
+            command,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             check=False,
         ).returncode
     if status:
-        raise RuntimeError(f"training ended with status {status}: see {output}")
-    metrics = _last_metrics(job.folder / "metrics.json")
-    metrics["minutes"] = (time.perf_counter() - start) / 60
-    atomic_write_json(record_file, {**identity, "metrics": metrics})
-    return metrics
+        raise RuntimeError(f"the run ended with status {status}: see {log}")
 
 
-def _digest(job: _Job) -> str:
-    """Of all settings of a run: a config that was edited is another."""
-    cfg = model_zoo.get_config(job.config)
-    cfg.merge_from_list(list(job.opts))
-    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+def _digest(run: _Run) -> str:
+    """Hash of all settings that differ from the defaults.
+
+    A key that a later version adds, off by default, leaves it as it is.
+    """
+    cfg = model_zoo.get_config(run.row.config)
+    cfg.merge_from_list(list(run.opts))
+    defaults = dict(_settings(get_cfg()))
+    changed = {name: value for name, value in _settings(cfg) if defaults.get(name) != value}
+    changed.pop("OUTPUT_DIR", None)
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _last_metrics(path: Path) -> dict[str, float]:
-    """The last line of ``metrics.json``, which is the final evaluation."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {name: value for name, value in json.loads(lines[-1]).items() if "/" in name}
+def _settings(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", repr(value)
 
 
 def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """The table in Markdown: the mean of the seeds, and each in brackets.
+    """Return the table in Markdown: mean and standard deviation over the seeds.
 
     Args:
         table: what was trained.
@@ -204,14 +323,15 @@ def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float
     lines = [
         f"{table.title}:",
         "",
-        "| " + " | ".join(["model", *table.metrics, "minutes", "config"]) + " |",
-        "|---" * (len(table.metrics) + 3) + "|",
+        "| " + " | ".join(["model", *table.metrics, "config"]) + " |",
+        "|---" * (len(table.metrics) + 2) + "|",
     ]
     for row in table.rows:
-        runs = results[row.label]
-        cells = [_cell([run[name] for run in runs]) for name in table.metrics.values()]
-        minutes = f"{mean(run['minutes'] for run in runs):.1f}"
-        lines.append("| " + " | ".join([row.label, *cells, minutes, f"`{row.config}`"]) + " |")
+        cells = [
+            _cell([run[name] for run in results[row.label]]) for name in table.metrics.values()
+        ]
+        config = f"`{row.config}`" + (f" `{' '.join(row.opts)}`" if row.opts else "")
+        lines.append("| " + " | ".join([row.label, *cells, config]) + " |")
     seeds = ", ".join(map(str, table.seeds))
     opts = " ".join(f'"{o}"' if re.search(r"[^\w.@/-]", o) or not o else o for o in table.opts)
     return "\n".join([*lines, "", f"Options of every run: `{opts} SEED n`, n = {seeds}."])
@@ -220,7 +340,7 @@ def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float
 def _cell(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
-    return f"{mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
 def replace_table(path: Path, name: str, text: str) -> None:
