@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Evaluate trained weights and write the metrics as JSON, by the names of metrics.json.
 
-    dev/evaluate_run.py CONFIG RESULT.json [KEY VALUE ...]
+dev/evaluate_run.py CONFIG RESULT.json [KEY VALUE ...]
 """
 
 import sys

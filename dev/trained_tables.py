@@ -258,9 +258,7 @@ def _read_record(run: _Run, records: Path) -> dict[str, float] | None:
     return metrics if record == run.identity() else None
 
 
-def _train(
-    run: _Run, folder: Path, train_command: Sequence[str], threads: int
-) -> dict[str, float]:
+def _train(run: _Run, folder: Path, train_command: Sequence[str], threads: int) -> dict[str, float]:
     words = ["--config-file", run.row.config, "--num-gpus", "0", "OUTPUT_DIR", str(folder)]
     _call([*train_command, *words, *run.opts], folder / "output.txt", threads)
     lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()

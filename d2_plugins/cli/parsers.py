@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
+from ..engine.allocator import keep_freed_memory
 from ..errors import UsageError
 from ..model_zoo import read_config
 
@@ -116,6 +117,8 @@ def config_from(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     return cfg
 
 

@@ -13,6 +13,7 @@ from detectron2.engine import launch as detectron2_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..errors import UsageError
+from .allocator import keep_freed_memory
 
 __all__ = ["launch", "launch_as"]
 
@@ -93,6 +94,8 @@ def launch_as(
 
 
 def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple[Any, ...]) -> None:
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if spawned:
         _die_with_parent()
         if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
