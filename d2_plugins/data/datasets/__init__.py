@@ -1,0 +1,1 @@
+"""Datasets that are registered by name, and the COCO files derived for them."""
