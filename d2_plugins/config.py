@@ -138,6 +138,18 @@ _C.MODEL.DOUBLE_HEAD.LOSS_WEIGHT_CONV = 2.5
 # Class scores at inference if the conv head classifies too (LAMBDA_CONV < 1): complementary, fc,
 # conv, max or mean. Otherwise they are those of the fc head.
 _C.MODEL.DOUBLE_HEAD.FUSION = "complementary"
+# Boxes, at inference and wherever training uses predicted boxes: conv (the paper's), or where the
+# fc head has boxes too (LAMBDA_FC < 1) fc or mean (of the two heads' deltas).
+_C.MODEL.DOUBLE_HEAD.BOX_FUSION = "conv"
+# At inference, RoIs whose best foreground score of the fc head does not exceed this skip the conv
+# head. -1.0: all RoIs go through it. None: the highest value known to cost nothing, which is
+# ROI_HEADS.SCORE_THRESH_TEST where the scores are the fc head's (then exact), else 0.05, and -1.0
+# in a cascade.
+_C.MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE = None
+# At inference, RoIs that overlap a RoI of the same class with a better score of the fc head by more
+# than this IoU skip the conv head; the overlap is that of the fc head's boxes if it has any. 1.0:
+# none.
+_C.MODEL.DOUBLE_HEAD.CONV_HEAD_NMS_THRESH = 1.0
 
 # ---------------------------------------------------------------------------------------------
 # Inverted Attention. It needs one of PluginROIHeads, PluginCascadeROIHeads, DoubleHeadROIHeads and

@@ -141,6 +141,10 @@ def build_fixed_work(cfg: CfgNode, size: tuple[int, int] | None = None) -> Fixed
             numbers of proposals and detections.
         size: (H, W) of the image; None is :func:`typical_size`.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    # All proposals: random weights score none of them high enough for a Double-Head's conv head.
+    cfg.MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE = -1.0
     work = FixedWork(
         build_model(cfg),
         size or typical_size(cfg),

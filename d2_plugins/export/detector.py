@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..modeling.proposal_generator import CascadeRPN
+from ..modeling.roi_heads import InvertedAttentionMixin
 from .selection import clip_boxes, select_detections, select_proposals
 
 __all__ = ["OUTPUTS", "ExportableDetector", "check_exportable", "pad_input"]
@@ -140,8 +141,10 @@ class ExportableDetector(nn.Module):
         scores = []
         for i, (head, predictor) in enumerate(zip(box_heads, predictors, strict=True)):
             proposals = _instances(clip_boxes(boxes, size) if i else boxes)
-            regions = heads.box_pooler(maps, [proposals.proposal_boxes])
-            predictions = predictor(head(regions))
+            if isinstance(heads, InvertedAttentionMixin):
+                predictions = heads.predict_rois(maps, [proposals], head, predictor)
+            else:
+                predictions = predictor(head(heads.box_pooler(maps, [proposals.proposal_boxes])))
             (boxes,) = predictor.predict_boxes(predictions, [proposals])
             scores.append(predictor.predict_probs(predictions, [proposals])[0])
         return boxes, sum(scores) * (1.0 / len(scores)), predictor

@@ -11,11 +11,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, FastRCNNOutputLayers
+from detectron2.structures import Instances
 from torch import Tensor
+from torch.nn import functional as F
 
-from .double_head_box_head import DoubleHeadBoxHead
+from .double_head_box_head import ConvHead, DoubleHeadBoxHead
 from .double_head_pooler import DoubleHeadPooler, align_mask
-from .double_head_predictor import DoubleHeadOutputLayers
+from .double_head_predictor import DoubleHeadOutputLayers, Predictions
 from .inverted_attention import Inversion
 from .inverted_attention_heads import InvertedAttentionMixin, PluginCascadeROIHeads, PluginROIHeads
 
@@ -35,14 +37,21 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
         ret = super()._init_box_head(cfg, input_shape)  # type: ignore[misc]
         ret["box_pooler"] = DoubleHeadPooler(ret["box_pooler"], cfg.MODEL.DOUBLE_HEAD.REG_ROI_SCALE)
 
+        is_cascade = "box_heads" in ret
+        settings: dict[str, object] = {}
+        if is_cascade and cfg.MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE is None:
+            # Scores are averaged over the stages and boxes go on to the next one: no threshold is
+            # known to cost nothing.
+            settings["conv_head_min_score"] = -1.0
+
         def output_layers(
             head: DoubleHeadBoxHead, single: FastRCNNOutputLayers
         ) -> DoubleHeadOutputLayers:
             return DoubleHeadOutputLayers(
-                cfg, head.output_shape, box2box_transform=single.box2box_transform
+                cfg, head.output_shape, box2box_transform=single.box2box_transform, **settings
             )
 
-        if "box_heads" in ret:
+        if is_cascade:
             ret["box_predictors"] = [
                 output_layers(*pair)
                 for pair in zip(ret["box_heads"], ret["box_predictors"], strict=True)
@@ -50,6 +59,36 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
         else:
             ret["box_predictor"] = output_layers(ret["box_head"], ret["box_predictor"])
         return ret
+
+    def predict_rois(
+        self,
+        features: list[Tensor],
+        proposals: list[Instances],
+        head: DoubleHeadBoxHead,  # type: ignore[override]  # the one built above
+        predictor: DoubleHeadOutputLayers,
+        *,
+        gradient_scale: float = 1.0,
+        scope: str = "",
+    ) -> Predictions:
+        """As for a single head; at inference the conv head sees the chosen RoIs only.
+
+        The fc head goes first. Which RoIs the conv head sees is up to
+        :meth:`DoubleHeadOutputLayers.choose`; the enlarged view is pooled for these.
+        """
+        if self.training or not predictor.is_selective:
+            return super().predict_rois(
+                features, proposals, head, predictor, gradient_scale=gradient_scale, scope=scope
+            )
+        pooler = self.box_pooler
+        rois, levels = pooler.locate([p.proposal_boxes for p in proposals])
+        regions = pooler.pool(features, rois, levels)
+        fc = head.fc_head(regions)
+        chosen = predictor.choose(*predictor.predict_fc(fc), rois)
+        if pooler.scale == 1:
+            regions = regions[chosen]
+        else:
+            regions = pooler.pool(features, pooler.enlarge(rois[chosen]), levels[chosen])
+        return predictor((fc, _run_conv_head(head.conv_head, regions)), chosen)
 
     def invert_regions(
         self,
@@ -75,6 +114,15 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
             mask = align_mask(inversion.mask, self.box_pooler.scale)
             conv_view = conv_view * mask.to(conv_view)
         return torch.stack([fc_view, conv_view]), inversion
+
+
+def _run_conv_head(conv_head: ConvHead, regions: Tensor) -> Tensor:
+    """Run the conv head on any number of RoIs, none included."""
+    if not torch.compiler.is_compiling():
+        return conv_head(regions)
+    # torch.export has to know that there are RoIs, as batch norm without any is another program.
+    with_one_more = F.pad(regions, (0, 0, 0, 0, 0, 0, 0, 1))
+    return conv_head(with_one_more)[:-1]
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -9,7 +9,11 @@ image and is pooled from the FPN level of the original box.
 """
 
 import torch
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
@@ -55,17 +59,6 @@ def align_mask(mask: Tensor, scale: float) -> Tensor:
     return aligned.masked_fill(outside[:, None] | outside, 1)
 
 
-class _EnlargedBoxes(Boxes):
-    """Enlarged boxes with the areas of the originals, from which ROIPooler takes the FPN level."""
-
-    def __init__(self, boxes: Boxes, scale: float) -> None:
-        super().__init__(enlarge_boxes(boxes.tensor, scale))
-        self._area = boxes.area()
-
-    def area(self) -> Tensor:
-        return self._area
-
-
 class DoubleHeadPooler(nn.Module):
     """Pools each RoI as it is (for the fc head) and enlarged (for the conv head).
 
@@ -73,6 +66,9 @@ class DoubleHeadPooler(nn.Module):
     (H, R, C, P, P): the RoI itself first, the enlarged one last. With scale 1 the two are the same
     and H is 1. One tensor rather than a pair goes through detectron2's heads, Cascade R-CNN's
     gradient scaling included, as a pooled feature always does.
+
+    :meth:`locate`, :meth:`pool` and :meth:`enlarge` are its parts, for callers that pool the views
+    one after the other.
     """
 
     def __init__(self, pooler: ROIPooler, scale: float) -> None:
@@ -81,15 +77,18 @@ class DoubleHeadPooler(nn.Module):
         Args:
             pooler: pools the RoIs of both heads.
             scale: enlargement of the conv head's RoIs, positive.
+
+        Raises:
+            ValueError: if the scale is not positive.
         """
         super().__init__()
         if scale <= 0:
-            raise ValueError(f"MODEL.DOUBLE_HEAD.REG_ROI_SCALE is {scale}: it must be positive")
+            raise ValueError(f"MODEL.DOUBLE_HEAD.REG_ROI_SCALE is {scale}; allowed: above 0")
         self.pooler = pooler
         self.scale = scale
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        """Pool.
+        """Pool both views of every RoI.
 
         Args:
             x: feature maps (N, C, Hi, Wi), one per level.
@@ -98,8 +97,55 @@ class DoubleHeadPooler(nn.Module):
         Returns:
             (H, R, C, P, P).
         """
-        regions = self.pooler(x, box_lists)
+        rois, levels = self.locate(box_lists)
         if self.scale == 1:
-            return regions[None]
-        enlarged = [_EnlargedBoxes(boxes, self.scale) for boxes in box_lists]
-        return torch.stack([regions, self.pooler(x, enlarged)])
+            return self.pool(x, rois, levels)[None]
+        both = torch.cat([rois, self.enlarge(rois)])
+        return self.pool(x, both, levels.repeat(2)).unflatten(0, (2, rois.shape[0]))
+
+    def locate(self, box_lists: list[Boxes]) -> tuple[Tensor, Tensor]:
+        """Return the RoIs of a batch as rows, and their FPN levels.
+
+        Args:
+            box_lists: the RoIs of each image.
+
+        Returns:
+            (R, 5) image index and XYXY, and (R,) indices into the levels, by the size of the RoIs
+            as they are.
+        """
+        pooler = self.pooler
+        levels = assign_boxes_to_levels(
+            box_lists,
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+        return convert_boxes_to_pooler_format(box_lists), levels
+
+    def enlarge(self, rois: Tensor) -> Tensor:
+        """Return the conv head's view of (R, 5) RoIs, in the same form."""
+        return torch.cat([rois[:, :1], enlarge_boxes(rois[:, 1:], self.scale)], dim=1)
+
+    def pool(self, x: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        """Pool one view of each RoI.
+
+        ``ROIPooler.forward`` does the same but takes the level from the box it pools, and boxes
+        only by image.
+
+        Args:
+            x: feature maps (N, C, Hi, Wi), one per level.
+            rois: (R, 5) as from :meth:`locate` or :meth:`enlarge`.
+            levels: (R,) as from :meth:`locate`.
+
+        Returns:
+            (R, C, P, P).
+        """
+        poolers = self.pooler.level_poolers
+        if len(poolers) == 1:
+            return poolers[0](x[0], rois)
+        regions = x[0].new_zeros(rois.shape[0], x[0].shape[1], *self.pooler.output_size)
+        for level, pooler in enumerate(poolers):
+            (rows,) = (levels == level).nonzero(as_tuple=True)
+            regions.index_put_((rows,), pooler(x[level], rois[rows]))
+        return regions

@@ -77,7 +77,7 @@ def hardest(change: Tensor, members: Tensor, fraction: float) -> Tensor:
     """
     # Computed on the device throughout: the number of members is not known on the host. Others
     # sort last, behind one more entry for the index after the last.
-    ranked = torch.cat([change.where(members, -1.0), change.new_tensor([-1.0])])
+    ranked = torch.cat([change.where(members, -1.0), change.new_full((1,), -1.0)])
     ranked = ranked.sort(descending=True).values
     threshold = ranked.gather(0, _count(members, fraction)).clamp(min=0)
     return members & (change > threshold)

@@ -4,9 +4,6 @@ With Inverted Attention off, and in any case outside training, they are detectro
 and their state has the same keys either way.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -16,7 +13,8 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     StandardROIHeads,
 )
-from detectron2.structures import Instances
+from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -32,6 +30,7 @@ class InvertedAttentionMixin:
     """Inverted Attention for any RoI heads built like detectron2's StandardROIHeads."""
 
     training: bool
+    box_pooler: nn.Module
 
     @configurable
     def __init__(
@@ -41,7 +40,7 @@ class InvertedAttentionMixin:
 
         Args:
             inverted_attention: masks the box head's input in training; None is off.
-            kwargs: of the RoI heads.
+            kwargs: arguments of the RoI heads.
         """
         super().__init__(**kwargs)
         self.inverted_attention = inverted_attention
@@ -56,43 +55,60 @@ class InvertedAttentionMixin:
             ret["inverted_attention"] = InvertedAttention(cfg)
         return ret
 
-    @contextmanager
-    def _inverting(
+    def predict_rois(
         self,
+        features: list[Tensor],
+        proposals: list[Instances],
         head: nn.Module,
         predictor: FastRCNNOutputLayers,
-        proposals: list[Instances],
-        prefix: str = "",
-    ) -> Iterator[None]:
-        """Mask what ``head`` is given the next time it is called, in training.
+        *,
+        gradient_scale: float = 1.0,
+        scope: str = "",
+    ) -> tuple[Tensor | None, ...]:
+        """Pool the RoIs, in training mask them, and run a box head on them.
 
-        detectron2 pools the RoIs and runs the head on them within one method. A hook that lives
-        for one call gets in between, where an override would have to repeat that method.
+        Args:
+            features: maps of ``box_in_features``.
+            proposals: the RoIs of each image, in training with ``gt_classes``.
+            head: the box head.
+            predictor: the layers after it.
+            gradient_scale: factor of the gradient that goes back to ``features``.
+            scope: prefix of the statistics' names.
+
+        Returns:
+            The output of ``predictor`` for all RoIs.
         """
+        regions = self.box_pooler(features, [p.proposal_boxes for p in proposals])
+        if gradient_scale != 1:
+            regions = _ScaleGradient.apply(regions, gradient_scale)
+        if self._attention_is_on:
+            regions = self._mask(regions, proposals, head, predictor, scope)
+        return predictor(head(regions))
+
+    @property
+    def _attention_is_on(self) -> bool:
         attention = self.inverted_attention
-        if (
-            attention is None
-            or not self.training
-            or get_event_storage().iter < attention.start_iter
-        ):
-            yield
-            return
+        return (
+            attention is not None
+            and self.training
+            and get_event_storage().iter >= attention.start_iter
+        )
 
-        def invert(_: nn.Module, args: tuple[Tensor]) -> Tensor:
-            handle.remove()  # first of all: the scoring below calls the head again
-            labels = torch.cat([p.gt_classes for p in proposals])
-            regions, inversion = self.invert_regions(*args, labels, head, predictor)
-            storage = get_event_storage()
-            if storage.iter % _LOG_PERIOD == 0:
-                with storage.name_scope(f"{prefix}inverted_attention"):
-                    storage.put_scalars(**inversion.statistics())
-            return regions
-
-        handle = head.register_forward_pre_hook(invert)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def _mask(
+        self,
+        regions: Tensor,
+        proposals: list[Instances],
+        head: nn.Module,
+        predictor: FastRCNNOutputLayers,
+        scope: str,
+    ) -> Tensor:
+        labels = torch.cat([p.gt_classes for p in proposals])
+        regions, inversion = self.invert_regions(regions, labels, head, predictor)
+        storage = get_event_storage()
+        if storage.iter % _LOG_PERIOD == 0:
+            with storage.name_scope(f"{scope}inverted_attention"):
+                storage.put_scalars(**inversion.statistics())
+        return regions
 
     def invert_regions(
         self, regions: Tensor, labels: Tensor, head: nn.Module, predictor: FastRCNNOutputLayers
@@ -125,8 +141,19 @@ class PluginROIHeads(InvertedAttentionMixin, StandardROIHeads):
     def _forward_box(
         self, features: dict[str, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor] | list[Instances]:
-        with self._inverting(self.box_head, self.box_predictor, proposals):
-            return super()._forward_box(features, proposals)
+        # The base class's method, which has no place between pooling and the box head.
+        predictor = self.box_predictor
+        maps = [features[f] for f in self.box_in_features]
+        predictions = self.predict_rois(maps, proposals, self.box_head, predictor)
+        if not self.training:
+            return predictor.inference(predictions, proposals)[0]
+        losses = predictor.losses(predictions, proposals)
+        if self.train_on_pred_boxes:
+            with torch.no_grad():
+                pred_boxes = predictor.predict_boxes_for_gt_classes(predictions, proposals)
+            for proposals_i, boxes_i in zip(proposals, pred_boxes, strict=True):
+                proposals_i.proposal_boxes = Boxes(boxes_i)
+        return losses
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -135,7 +162,12 @@ class PluginCascadeROIHeads(InvertedAttentionMixin, CascadeROIHeads):
 
     def _run_stage(
         self, features: list[Tensor], proposals: list[Instances], stage: int
-    ) -> tuple[Tensor, ...]:
-        head, predictor = self.box_head[stage], self.box_predictor[stage]
-        with self._inverting(head, predictor, proposals, prefix=f"stage{stage}/"):
-            return super()._run_stage(features, proposals, stage)
+    ) -> tuple[Tensor | None, ...]:
+        return self.predict_rois(
+            features,
+            proposals,
+            self.box_head[stage],
+            self.box_predictor[stage],
+            gradient_scale=1 / self.num_cascade_stages if self.training else 1.0,
+            scope=f"stage{stage}/",  # numbered as detectron2 numbers the stages of Cascade R-CNN
+        )

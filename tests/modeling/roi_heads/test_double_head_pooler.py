@@ -1,6 +1,5 @@
 import pytest
 import torch
-from detectron2.modeling import poolers
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from hypothesis import given, settings
@@ -40,34 +39,18 @@ def test_enlarging_keeps_the_centre(corner: list[float], size: list[float], scal
     torch.testing.assert_close(enlarge_boxes(out, 1 / scale), box)
 
 
-def test_enlarged_regions_come_from_the_level_of_the_original_box(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_levels_are_those_of_the_original_boxes() -> None:
     # Sizes at which levels change (112, 224, 448) among them: a rescaled canonical size would be
     # at the mercy of rounding there.
     sizes = torch.cat([torch.exp(torch.rand(100_000, 2) * 5 + 2), torch.tensor([[112.0, 112.0]])])
     edges = torch.tensor([112.0, 224.0, 448.0])
     sizes = torch.cat([sizes, edges[:, None].repeat(1, 2)])
     boxes = Boxes(torch.cat([torch.zeros_like(sizes), sizes], dim=1))
-    levels = []
-
-    def record(*args: object) -> torch.Tensor:
-        levels.append(assign_boxes_to_levels(*args))
-        return levels[-1]
-
-    monkeypatch.setattr(poolers, "assign_boxes_to_levels", record)
-    pooler = DoubleHeadPooler(make_pooler(), 1.3)
-    features = [f[:1, :1] for f in make_features()]
-    pooler.pooler.level_poolers = torch.nn.ModuleList(Nothing() for _ in features)
-    pooler(features, [boxes])
-    assert torch.equal(*levels)
+    rois, levels = DoubleHeadPooler(make_pooler(), 1.3).locate([boxes])
+    assert torch.equal(levels, assign_boxes_to_levels([boxes], 2, 5, 224, 4))
+    assert torch.equal(rois[:, 1:], boxes.tensor)
     naive = assign_boxes_to_levels([Boxes(enlarge_boxes(boxes.tensor, 1.3))], 2, 5, 224, 4)
-    assert not torch.equal(naive, levels[0])
-
-
-class Nothing(torch.nn.Module):
-    def forward(self, x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        return x.new_zeros(len(boxes), x.shape[1], 7, 7)
+    assert not torch.equal(naive, levels)
 
 
 @pytest.mark.parametrize("strides", [(8,), (4, 8)])
@@ -97,6 +80,27 @@ def test_scale_one_shares_the_ordinary_feature() -> None:
     assert regions.shape[0] == 1
     assert torch.equal(regions[0], make_pooler()(features, boxes))
     assert torch.equal(regions[0], DoubleHeadPooler(make_pooler(), 1.3)(features, boxes)[0])
+
+
+def test_enlarged_view_equals_detectron2s_pooler() -> None:
+    # detectron2's pooler, made to keep the levels by a canonical size that grows with the boxes.
+    features, boxes = make_features(), [Boxes(random_boxes(40)), Boxes(random_boxes(30))]
+    regions = DoubleHeadPooler(make_pooler(), 1.25)(features, boxes)
+    grown = ROIPooler(7, [1 / s for s in (4, 8, 16, 32)], 0, "ROIAlignV2", 224 * 1.25)
+    enlarged = [Boxes(enlarge_boxes(b.tensor, 1.25)) for b in boxes]
+    assert torch.equal(regions[1], grown(features, enlarged))
+    assert torch.equal(regions[0], make_pooler()(features, boxes))
+
+
+def test_parts_pool_a_subset() -> None:
+    features, boxes = make_features(), [Boxes(random_boxes(5)), Boxes(random_boxes(3))]
+    pooler = DoubleHeadPooler(make_pooler(), 1.3)
+    both = pooler(features, boxes)
+    rois, levels = pooler.locate(boxes)
+    for rows in (torch.tensor([6, 0, 3]), torch.tensor([], dtype=torch.long)):
+        assert torch.equal(pooler.pool(features, rois[rows], levels[rows]), both[0][rows])
+        enlarged = pooler.enlarge(rois[rows])
+        assert torch.equal(pooler.pool(features, enlarged, levels[rows]), both[1][rows])
 
 
 def test_scale_is_checked() -> None:
