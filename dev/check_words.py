@@ -23,7 +23,6 @@ PENDING = (
     "d2_plugins/checkpoint",
     "d2_plugins/cli",
     "d2_plugins/config.py",
-    "d2_plugins/data",
     "d2_plugins/engine",
     "d2_plugins/evaluation",
     "d2_plugins/export",

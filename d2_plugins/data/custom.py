@@ -1,6 +1,5 @@
-"""Your own data in COCO format, under names for the config."""
+"""Registration of your own data in COCO format, under names for the config."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,19 +7,21 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UsageError
-from .preflight.check import Report, check_dataset
+from .coco_json import Json, read_coco, readable_json
+from .preflight.check import check_categories, check_content
+from .preflight.findings import Report
 
 __all__ = ["CocoSummary", "CustomData", "register_coco_json", "register_custom"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoSummary:
-    """What a config has to know of a COCO json.
+    """Properties of a COCO JSON that a config depends on.
 
     Attributes:
-        class_names: by rising category id, the order of the model's class indices.
-        mask_format: for ``INPUT.MASK_FORMAT``: "bitmask" if an object's mask is given as RLE, else
-            "polygon"; None without masks.
+        class_names: class names by ascending category id, the order of the model's class indices.
+        mask_format: value for ``INPUT.MASK_FORMAT``: "bitmask" if the mask of an object is given
+            as RLE, else "polygon"; None without masks.
     """
 
     class_names: tuple[str, ...]
@@ -29,14 +30,14 @@ class CocoSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomData:
-    """What a config has to know of your own data.
+    """Properties of your own data that a config depends on.
 
     Attributes:
-        train_names: for ``DATASETS.TRAIN``; empty if there is nothing to train on.
-        test_names: for ``DATASETS.TEST``.
-        class_names: in the order of the model's class indices.
-        mask_format: as in :class:`CocoSummary`, for all of it.
-        reports: of the pre-flight checks, if they were asked for.
+        train_names: value for ``DATASETS.TRAIN``; empty without training data.
+        test_names: value for ``DATASETS.TEST``; empty without validation data.
+        class_names: class names in the order of the model's class indices.
+        mask_format: as in :class:`CocoSummary`, for training and validation data together.
+        reports: reports of the pre-flight checks; empty if they were switched off.
     """
 
     train_names: tuple[str, ...]
@@ -47,31 +48,24 @@ class CustomData:
 
 
 def register_coco_json(name: str, json_file: str | Path, image_root: str | Path) -> CocoSummary:
-    """Register a COCO json under ``name``, with its classes known before it is loaded.
+    """Register a COCO JSON under ``name``, with its classes known before it is loaded.
 
-    A name that was registered before now means these files.
+    A name that is registered already is replaced.
 
     Args:
-        name: for the config, e.g. "my_train".
+        name: name for the config, e.g. "my_train".
         json_file: annotations in COCO's instances format.
         image_root: folder of the images.
 
+    Returns:
+        Classes and mask format of the JSON.
+
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        UsageError: the file is no COCO json.
+        FileNotFoundError: the file or the folder does not exist.
+        UsageError: the file is not a COCO JSON.
     """
-    if not Path(image_root).is_dir():
-        raise FileNotFoundError(f"There is no image folder '{image_root}'")
-    category_ids, summary = _read(Path(json_file))
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    metadata = {
-        "thing_classes": list(summary.class_names),
-        "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(category_ids)},
-    }
-    register_coco_instances(name, metadata, str(json_file), str(image_root))
-    return summary
+    _check_folder(image_root)
+    return _register(name, json_file, image_root, read_coco(json_file))
 
 
 def register_custom(
@@ -81,18 +75,20 @@ def register_custom(
     val_images: str | None,
     *,
     check: bool = True,
+    needs_masks: bool = False,
 ) -> CustomData:
-    """Register the data of the training tool's ``--train-json`` option and its like.
+    """Register the data of the options ``--train-json``, ``--val-json`` and their image folders.
 
     Args:
         train_json: annotations to train on; None, with ``train_images``, for evaluation only.
         train_images: folder of the training images.
         val_json: annotations to evaluate on, or None with ``val_images``.
-        val_images: folder of the evaluation images.
+        val_images: folder of the validation images.
         check: run the pre-flight check of :func:`check_dataset` first.
+        needs_masks: True if masks will be trained or evaluated.
 
     Returns:
-        The names ``custom_train`` and ``custom_val``, the classes and the findings.
+        The names ``custom_train`` and ``custom_val``, the classes and the reports.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
@@ -106,10 +102,16 @@ def register_custom(
         )
         if json_file and image_root
     }
-    reports = [check_dataset(*source) for source in sources.values()] if check else []
-    for report in reports:
-        report.raise_for_errors()
-    summaries = [register_coco_json(name, *source) for name, source in sources.items()]
+    reports, summaries = [], []
+    for name, (json_file, image_root) in sources.items():
+        _check_folder(image_root)
+        content = read_coco(json_file)
+        if check:
+            report = Report(title=json_file)
+            check_content(report, content, image_root, needs_masks=needs_masks)
+            report.raise_for_errors()
+            reports.append(report)
+        summaries.append(_register(name, json_file, image_root, content))
     class_names = summaries[0].class_names if summaries else ()
     for summary in summaries:
         if summary.class_names != class_names:
@@ -127,24 +129,35 @@ def register_custom(
     )
 
 
-def _read(json_file: Path) -> tuple[list[int], CocoSummary]:
-    """The category ids, rising, and the summary."""
-    if not json_file.is_file():
-        raise FileNotFoundError(f"There is no annotation file '{json_file}'")
-    try:
-        content = json.loads(json_file.read_text(encoding="utf-8"))
-        categories = sorted((item["id"], str(item["name"])) for item in content["categories"])
-        masks = [
-            item["segmentation"]
-            for item in content["annotations"]
-            if item.get("segmentation") and not item.get("iscrowd", 0)
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{json_file} is no COCO annotation file: {error!r}") from error
-    if not categories:
-        raise UsageError(f"{json_file} has no categories")
-    mask_format = None
-    if masks:
-        mask_format = "bitmask" if any(isinstance(mask, dict) for mask in masks) else "polygon"
-    names = tuple(name for _, name in categories)
-    return [id_ for id_, _ in categories], CocoSummary(class_names=names, mask_format=mask_format)
+def _register(
+    name: str, json_file: str | Path, image_root: str | Path, content: Json
+) -> CocoSummary:
+    report = Report(title=str(json_file))
+    names = check_categories(report, content["categories"])
+    report.raise_for_errors()
+    category_ids = sorted(names)
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    class_names = [names[id_] for id_ in category_ids]
+    metadata = {
+        "thing_classes": class_names,
+        "thing_dataset_id_to_contiguous_id": {id_: i for i, id_ in enumerate(category_ids)},
+    }
+    register_coco_instances(name, metadata, readable_json(json_file), str(image_root))
+    return CocoSummary(
+        class_names=tuple(class_names),
+        mask_format=_mask_format(content["annotations"]),
+    )
+
+
+def _check_folder(image_root: str | Path) -> None:
+    if not Path(image_root).is_dir():
+        raise FileNotFoundError(f"There is no image folder '{image_root}'")
+
+
+def _mask_format(annotations: list[Json]) -> str | None:
+    masks = [a.get("segmentation") for a in annotations if not a.get("iscrowd")]
+    if any(isinstance(mask, dict) and mask for mask in masks):
+        return "bitmask"
+    return "polygon" if any(masks) else None

@@ -6,6 +6,7 @@ detectron2 would both rotate; and rotated images whose annotations ignore the ro
 """
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +61,9 @@ def read_header(file_name: str, *, decode: bool = False) -> ImageHeader:
         FileNotFoundError: there is no such file.
         Exception: the file is not an image or is damaged; Pillow can raise any exception.
     """
+    if os.path.exists(file_name) and not os.path.isfile(file_name):
+        # Opening a named pipe would wait forever.
+        raise OSError(f"{file_name} is a folder, a pipe or a device, not an image file")
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
         orientation = _orientation(image)
         is_plain = not _is_deep(image)
@@ -69,6 +73,8 @@ def read_header(file_name: str, *, decode: bool = False) -> ImageHeader:
             orientation, is_plain = _orientation(image), False
         if decode:
             image.load()
+            if image.mode == "I":
+                _to_8_bit(image)
         return ImageHeader(
             size=image.size, mode=image.mode, orientation=orientation, is_plain=is_plain
         )

@@ -87,7 +87,12 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
     """
     with usage_errors():
         data = register_custom(
-            args.train_json, args.train_images, args.val_json, args.val_images, check=check
+            args.train_json,
+            args.train_images,
+            args.val_json,
+            args.val_images,
+            check=check,
+            needs_masks=cfg.MODEL.MASK_ON,
         )
     for report in data.reports:  # printed, because the loggers are set up later in each process
         print(report, flush=True)

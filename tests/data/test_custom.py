@@ -83,7 +83,7 @@ def test_refused_with_the_reason(tmp_path: Path) -> None:
     renamed = edit(json_file, categories=[{"id": 1, "name": "x"}, {"id": 2, "name": "y"}])
     with pytest.raises(UsageError, match="different classes: dark, bright and x, y"):
         register_custom(good, images, renamed, images)
-    with pytest.raises(UsageError, match="no categories"):
+    with pytest.raises(UsageError, match="empty list 'categories'"):
         register_coco_json("mine", edit(json_file, categories=[]), images)
     with pytest.raises(FileNotFoundError, match="annotation file"):
         register_coco_json("mine", tmp_path / "gone.json", images)
@@ -93,7 +93,10 @@ def test_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"004\.png \(image id 4\)"):
         register_custom(good, images, good, images)
     broken = tmp_path / "broken.json"
-    for text in ("{", "[]", "{}", '{"categories": [3], "annotations": []}'):
+    for text in ("{", "[]", "{}", '{"categories": [3], "annotations": [{}], "images": [{}]}'):
         broken.write_text(text)
-        with pytest.raises(UsageError, match=r"broken\.json is no COCO"):
+        with pytest.raises(UsageError, match=r"broken\.json is not (JSON|COCO)"):
             register_coco_json("mine", broken, images)
+    unnamed = edit(json_file, categories=[{"id": 1, "name": None}])
+    with pytest.raises(UsageError, match=r"category 1: name is None"):
+        register_coco_json("mine", unnamed, images)

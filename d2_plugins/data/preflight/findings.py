@@ -1,5 +1,6 @@
-"""Findings of a pre-flight check, gathered by kind and readable."""
+"""Findings of a pre-flight check, grouped by kind, and their report."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,22 +10,24 @@ from ...errors import UsageError
 
 __all__ = ["Finding", "Report", "Severity"]
 
-# An error stops the training or makes it meaningless; a warning is something detectron2 drops or
-# mends; a note is something worth knowing.
+# An error stops the training or makes it meaningless; a warning concerns something that
+# detectron2 drops or corrects; a note is information.
 Severity = Literal["error", "warning", "note"]
 
 _EXAMPLES = 5
+_MAX_LENGTH = 300
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass
 class Finding:
-    """One kind of finding.
+    """Findings of one kind.
 
     Attributes:
         severity: error, warning or note.
-        kind: what is wrong, in words.
-        count: how often it was met.
-        examples: the first of them, each with file and id.
+        kind: description of the problem.
+        count: number of occurrences.
+        examples: the first occurrences, each with file and id.
     """
 
     severity: Severity
@@ -42,16 +45,16 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a pre-flight check found.
+    """Report of a pre-flight check.
 
     Attributes:
-        title: which data was checked.
-        num_images: entries in the json.
-        num_annotations: entries in the json, crowds included.
-        num_crowds: annotations with ``iscrowd``.
-        num_empty: images without annotations.
-        class_counts: annotations per class name, all classes of the json.
-        findings: by kind, in the order they were met.
+        title: name of the checked data.
+        num_images: number of images in the JSON.
+        num_annotations: number of annotations in the JSON, including crowds.
+        num_crowds: number of annotations with ``iscrowd``.
+        num_empty: number of images without annotations.
+        class_counts: number of annotations per class name, for all classes of the JSON.
+        findings: findings by kind, in order of occurrence.
     """
 
     title: str
@@ -63,32 +66,41 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, severity: Severity, kind: str, example: str) -> None:
-        """Count one more finding of a kind, and keep the first few examples."""
+        """Count one more finding of a kind, and keep the first few examples.
+
+        Args:
+            severity: error, warning or note.
+            kind: description of the problem, the same for all findings that are counted together.
+            example: place of this finding; unprintable characters are escaped.
+        """
         finding = next((f for f in self.findings if f.kind == kind), None)
         if finding is None:
             finding = Finding(severity, kind)
             self.findings.append(finding)
         finding.count += 1
         if len(finding.examples) < _EXAMPLES:
-            finding.examples.append(example)
+            finding.examples.append(_one_line(example))
 
     def select(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
+        """Return the findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 
     @property
     def ok(self) -> bool:
-        """Without errors."""
+        """True if the report has no errors."""
         return not self.select("error")
 
     def raise_for_errors(self) -> None:
-        """Raise the whole report if it has errors.
+        """Raise an exception if the report has errors.
 
         Raises:
-            UsageError: with the report as its message.
+            UsageError: with the first error and the number of others, in one line.
         """
-        if not self.ok:
-            raise UsageError(str(self))
+        errors = self.select("error")
+        if errors:
+            others = sum(finding.count for finding in errors) - 1
+            rest = f"; {others} more errors, listed by d2-plugins check" if others else ""
+            raise UsageError(f"{self.title}: {errors[0].examples[0]}: {errors[0].kind}{rest}")
 
     def _lines(self) -> Iterator[str]:
         counts = {severity: len(self.select(severity)) for severity in ("error", "warning")}
@@ -106,3 +118,9 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
+
+
+def _one_line(text: str) -> str:
+    """Escape unprintable characters and shorten the text."""
+    text = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
