@@ -7,14 +7,13 @@ unpickler that knows numpy arrays and plain containers only.
 
 import pickle
 import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..safe_pickle import UnknownGlobalError, load_arrays
 from .cspnet_weights import read_darknet_weights
 
 __all__ = ["UnsafeCheckpointError", "read_checkpoint"]
@@ -103,52 +102,11 @@ def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
 def _read_zoo_pickle(path: str) -> dict[str, Any]:
     with Path(path).open("rb") as file:
         try:
-            data = _ArrayUnpickler(file, encoding="latin1").load()
-        except _UnknownGlobalError as error:
+            data = load_arrays(file)
+        except UnknownGlobalError as error:
             raise UnsafeCheckpointError(_refusal(path, str(error))) from error
         except Exception as error:  # a broken pickle raises almost anything
             raise ValueError(f"'{path}' is not a readable pickle: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"'{path}' holds a {type(data).__name__}, not weights by name")
     return data
-
-
-class _UnknownGlobalError(pickle.UnpicklingError):
-    pass
-
-
-def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How pickles before protocol 3 spell bytes."""
-    if encoding != "latin1":
-        raise _UnknownGlobalError(f"_codecs.encode to {encoding}")
-    return text.encode("latin1")
-
-
-# numpy's own names for these moved between releases; the functions are those of the installed one.
-_reconstruct: Any = np.zeros(1).__reduce__()[0]
-_scalar: Any = np.float64(0).__reduce__()[0]
-_from_buffer: Any = np.zeros(1).__reduce_ex__(5)[0]
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode_latin1,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"numpy.{core}.{module}", name): function
-        for core in ("core", "_core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", _reconstruct),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
-        )
-    },
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows numpy arrays and plain containers."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise _UnknownGlobalError(f"{module}.{name}")
-        return _ALLOWED[module, name]

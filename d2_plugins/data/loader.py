@@ -17,8 +17,8 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
     MapDataset,
+    build_detection_test_loader,
     build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import (
@@ -30,8 +30,9 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UsageError
+from .proposals import dataset_with_proposals
 
-__all__ = ["TrainLoader", "build_train_loader", "sample_seed"]
+__all__ = ["TrainLoader", "build_test_loader", "build_train_loader", "sample_seed"]
 
 # A sample of the stream: its index in the dataset and its place in the stream of all processes.
 _Sample = tuple[int, int]
@@ -179,6 +180,8 @@ def build_train_loader(
     """
     _check_sampler(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"):
+        if cfg.MODEL.LOAD_PROPOSALS:  # detectron2's weighted samplers would unpickle the files
+            raise UsageError("MODEL.LOAD_PROPOSALS is True; allowed with weighted samplers: False")
         return build_detection_train_loader(cfg, mapper=mapper)
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
@@ -187,11 +190,12 @@ def build_train_loader(
             f"cannot share evenly; allowed: multiples of {world_size}"
         )
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    dataset = get_detection_dataset_dicts(
+    dataset = dataset_with_proposals(
+        cfg,
         cfg.DATASETS.TRAIN,
+        cfg.DATASETS.PROPOSAL_FILES_TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
     return TrainLoader(
         dataset,
@@ -200,6 +204,25 @@ def build_train_loader(
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Callable[[dict[str, Any]], Any]
+) -> DataLoader:
+    """Build detectron2's test loader for one of ``cfg.DATASETS.TEST``.
+
+    Args:
+        cfg: the config.
+        dataset_name: name of the dataset.
+        mapper: function from a dataset dict to an input of the model.
+    """
+    files: list[str] = []
+    if cfg.MODEL.LOAD_PROPOSALS:
+        files = [cfg.DATASETS.PROPOSAL_FILES_TEST[cfg.DATASETS.TEST.index(dataset_name)]]
+    dataset = dataset_with_proposals(cfg, [dataset_name], files, filter_empty=False)
+    return build_detection_test_loader(
+        dataset, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import build_optimizer
@@ -18,7 +17,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
-from ..data.loader import TrainLoader, build_train_loader
+from ..data.loader import TrainLoader, build_test_loader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
 from ..errors import UsageError
 from ..evaluation import (
@@ -184,7 +183,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """Return detectron2's test loader with this package's mapper."""
         mapper = PluginDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_test_loader(cfg, dataset_name, mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -73,6 +73,8 @@ def check_test_config(cfg: CfgNode) -> None:
     """
     check_engine(cfg.TEST.COCO_EVALUATOR)
     build_corruptions(cfg)
+    if cfg.TEST.CORRUPTIONS and cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError("MODEL.LOAD_PROPOSALS is True; allowed with TEST.CORRUPTIONS: False")
     if cfg.TEST.AUG.ENABLED:
         _check_tta(cfg)
 

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,11 @@ class FastCOCOEvaluator(COCOEvaluator):
         # The parent writes files in place wherever it has a folder, so it has none.
         self._folder = Path(output_dir) if output_dir else None
         self._output_dir = None
-        self._renumber_annotation_zero()
 
     @property
     def ground_truth(self) -> COCO:
         """The annotations of the data set."""
         return self._coco_api
-
-    def _renumber_annotation_zero(self) -> None:
-        """Both engines mark a match by the annotation's id, and "no match" by 0."""
-        if 0 in self._coco_api.anns:
-            for annotation in self._coco_api.dataset["annotations"]:
-                annotation["id"] += 1
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._coco_api.createIndex()
 
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
@@ -190,17 +181,25 @@ def evaluate_detections(
             number.
     """
     api, evaluator = _engine_classes(engine, max_dets)
+    images, categories = _numbers(ground_truth.imgs), _numbers(ground_truth.cats)
     # Both engines write into the detections. Without its box, an instance has its mask's area.
     dropped = "bbox" if task == "segm" else None
-    copies = [{k: v for k, v in d.items() if k != dropped} for d in detections]
+    copies = [
+        {k: v for k, v in d.items() if k != dropped}
+        | {
+            "image_id": _number(images, d["image_id"], "image"),
+            "category_id": _number(categories, d["category_id"], "category"),
+        }
+        for d in detections
+    ]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        truth = _as_api(ground_truth, api)
+        truth = _renumbered(ground_truth, api, images, categories)
         evaluated = evaluator(truth, _load_detections(truth, copies), task)
         params = evaluated.params
         params.catIds = sorted(truth.getCatIds())
         if img_ids is not None:
-            params.imgIds = list(img_ids)
+            params.imgIds = [_number(images, image_id, "image") for image_id in img_ids]
         if task != "keypoints":
             params.maxDets = list(max_dets)
         else:
@@ -240,14 +239,48 @@ def _engine_classes(engine: str, max_dets: Sequence[int]) -> tuple[Any, Any]:
     return faster_coco_eval.COCO, fast_eval
 
 
-def _as_api(ground_truth: Any, api: Any) -> Any:
-    """``ground_truth`` as ``api``; the annotations are shared."""
-    if isinstance(ground_truth, api):
-        return ground_truth
-    converted = api()
-    converted.dataset = ground_truth.dataset
-    converted.createIndex()
-    return converted
+def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
+    """Number ids from 1 in their own order, in which the engines treat detections of equal score.
+
+    Args:
+        ids: integers of any size, or text.
+    """
+    ordered = sorted(ids, key=lambda id_: (isinstance(id_, str), id_))
+    return {id_: number for number, id_ in enumerate(ordered, start=1)}
+
+
+def _number(numbers: dict[Any, int], id_: Any, kind: str) -> int:
+    if id_ not in numbers:
+        raise ValueError(f"A detection has the {kind} id {id_!r}, which the ground truth lacks")
+    return numbers[id_]
+
+
+def _renumbered(
+    ground_truth: COCO, api: Any, images: dict[Any, int], categories: dict[Any, int]
+) -> Any:
+    """Return ``ground_truth`` as ``api``, with ids that both engines represent exactly.
+
+    The engines keep ids as doubles or 64-bit integers, and mark a match by the id of an annotation
+    and its absence by 0 or -1: large, negative and zero ids would silently lower the AP. The ids
+    here are consecutive and begin with 1.
+    """
+    dataset = ground_truth.dataset
+    renumbered = api()
+    renumbered.dataset = {
+        "images": [image | {"id": images[image["id"]]} for image in dataset["images"]],
+        "categories": [item | {"id": categories[item["id"]]} for item in dataset["categories"]],
+        "annotations": [
+            annotation
+            | {
+                "id": number,
+                "image_id": images[annotation["image_id"]],
+                "category_id": categories[annotation["category_id"]],
+            }
+            for number, annotation in enumerate(dataset["annotations"], start=1)
+        ],
+    }
+    renumbered.createIndex()
+    return renumbered
 
 
 def _load_detections(ground_truth: Any, detections: list[dict[str, Any]]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
@@ -125,7 +125,11 @@ def evaluate_variant(
     Returns:
         Metrics by task; the task ``bbox`` is named ``bbox_<suffix>``.
     """
-    loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    # Not from cfg: with MODEL.LOAD_PROPOSALS, detectron2 would unpickle files of proposals.
+    dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    loader = build_detection_test_loader(
+        dataset, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
     results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name, folder))
     print_csv_format(results)
     return {f"{task}_{suffix}": values for task, values in results.items()}

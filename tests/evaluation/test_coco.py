@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.random_coco import (
     SIGMAS,
     Registered,
     assert_same,
+    perfect_instances,
     random_annotations,
     random_instances,
 )
@@ -148,17 +150,88 @@ def test_no_detection_is_ap_0(tmp_path: Path, engine: str) -> None:
     assert math.isnan(results["bbox"]["AP-yak"])  # no such object: nothing to be found
 
 
-def test_annotation_id_0_counts(tmp_path: Path) -> None:
+# Functions from a place in the rising order of the ids to another id, which keep that order.
+ANNOTATION_IDS = {
+    "from_zero": lambda i: i,
+    "negative": lambda i: i - 1000,
+    "one_negative": lambda i: i - 1,
+    "signed_64_bit": lambda i: -(2**63) + i * 12345678901,
+    "above_63_bits": lambda i: 2**63 + i,
+}
+OTHER_IDS = {
+    "zero": lambda i: i,
+    "negative": lambda i: i - 500,
+    "above_53_bits": lambda i: 2**53 + i,
+    "above_63_bits": lambda i: 2**63 + i,
+    "text": lambda i: f"id_{i:03d}",
+    "text_of_digits": lambda i: f"{i:03d}",
+}
+Renumber = Callable[[int], Any]
+
+
+def with_ids(
+    data: dict[str, Any],
+    *,
+    annotations: Renumber = lambda i: i + 1,
+    images: Renumber = lambda i: i + 1,
+    categories: Renumber = lambda i: i + 1,
+) -> tuple[dict[str, Any], dict[int, Any]]:
+    """Return ``data`` with other ids, and the new ids of the images by the old ones."""
+    data = copy.deepcopy(data)
+    new_image = {old["id"]: images(i) for i, old in enumerate(data["images"])}
+    new_category = {old["id"]: categories(i) for i, old in enumerate(data["categories"])}
+    for image in data["images"]:
+        image["id"] = new_image[image["id"]]
+    for category in data["categories"]:
+        category["id"] = new_category[category["id"]]
+    for i, annotation in enumerate(data["annotations"]):
+        annotation["id"] = annotations(i)
+        annotation["image_id"] = new_image[annotation["image_id"]]
+        annotation["category_id"] = new_category[annotation["category_id"]]
+    return data, new_image
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("kind", "renumber"),
+    [("annotations", renumber) for renumber in ANNOTATION_IDS]
+    + [(kind, renumber) for kind in ("images", "categories") for renumber in OTHER_IDS],
+)
+@pytest.mark.parametrize("perfect", [True, False])
+def test_ids_do_not_change_the_result(
+    tmp_path: Path, engine: str, kind: str, renumber: str, perfect: bool
+) -> None:
+    """As pycocotools evaluates the same objects and detections with ids from 1."""
     data = random_annotations(4)
-    predictions = random_instances(data, 4, masks=False, keypoints=False)
-    with Registered(tmp_path, data, "from_one") as name:
-        expected = run(FastCOCOEvaluator(name), predictions)
-    for annotation in data["annotations"]:
-        annotation["id"] -= 1
-    with Registered(tmp_path, data, "from_zero") as name:
-        assert_same(run(FastCOCOEvaluator(name), predictions), expected)
-        plain = run(COCOEvaluator(name, use_fast_impl=False), predictions)
-    assert plain["bbox"]["AP"] < expected["bbox"]["AP"], "negative control"
+    predictions = (
+        perfect_instances(data)
+        if perfect
+        else random_instances(data, 4, masks=False, keypoints=False)
+    )
+    plain, image_ids = with_ids(data)
+    with Registered(tmp_path, plain, "plain_ids") as name:
+        stock = COCOEvaluator(name, ("bbox",), use_fast_impl=False)
+        expected = run(stock, {image_ids[i]: found for i, found in predictions.items()})
+    assert expected["bbox"]["AP"] == pytest.approx(100) or not perfect
+    function = (ANNOTATION_IDS if kind == "annotations" else OTHER_IDS)[renumber]
+    odd, image_ids = with_ids(data, **{kind: function})
+    with Registered(tmp_path, odd, "odd_ids") as name:
+        ours = FastCOCOEvaluator(name, ("bbox",), engine=engine, output_dir=str(tmp_path))
+        results = run(ours, {image_ids[i]: found for i, found in predictions.items()})
+    assert_same(results, expected)
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert {d["image_id"] for d in written} <= {image["id"] for image in odd["images"]}
+    assert {d["category_id"] for d in written} <= {item["id"] for item in odd["categories"]}
+
+
+def test_ids_that_the_ground_truth_lacks_are_named() -> None:
+    truth = COCO()
+    truth.dataset = random_annotations(4)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    detection = {"image_id": "x", "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0}
+    with pytest.raises(ValueError, match="image id 'x', which the ground truth lacks"):
+        evaluate_detections(truth, [detection], "bbox")
 
 
 def test_files_are_replaced_not_overwritten(tmp_path: Path) -> None:

@@ -52,6 +52,25 @@ def random_annotations(seed: int, num_images: int = 12) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def perfect_instances(data: dict[str, Any]) -> dict[int, Instances]:
+    """Return the objects that are not crowd regions, each detected once."""
+    contiguous = {category: i for i, category in enumerate(CATEGORIES)}
+    predictions = {}
+    for image in data["images"]:
+        truth = [
+            a for a in data["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]
+        ]
+        boxes = torch.tensor([a["bbox"] for a in truth]).reshape(-1, 4)
+        instances = Instances((SIZE, SIZE))
+        instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        instances.scores = torch.ones(len(truth))
+        instances.pred_classes = torch.tensor(
+            [contiguous[a["category_id"]] for a in truth], dtype=torch.long
+        )
+        predictions[image["id"]] = instances
+    return predictions
+
+
 def random_instances(
     data: dict[str, Any], seed: int, *, masks: bool = True, keypoints: bool = True
 ) -> dict[int, Instances]:
