@@ -25,7 +25,7 @@ Examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the picture that the command line asks for.
+    """Draw the picture.
 
     Args:
         argv: the arguments; None for those of the process.

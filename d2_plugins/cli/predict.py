@@ -1,10 +1,10 @@
 """Detect objects in images, a video or a webcam's pictures, and draw them.
 
-Pictures go into the folder --output under their images' names, a video under its name with .mp4.
---json writes all detections in COCO's result format, with the file's name beside the image_id: the
-number of the image among the inputs, or of the frame, from 0. Class names are those of the
-config's data sets. An image that cannot be read is named and passed over; the exit status is then
-1. A video ends at the first frame that cannot be decoded, a webcam with Ctrl-C.
+Pictures are written to the folder --output under the names of their images, a video under its name
+with .mp4. --json writes all detections in COCO's result format; image_id is the number of the image
+among the inputs, or of the frame, from 0, and file_name the file. Class names are those of the
+config's datasets. An image that cannot be read or drawn is named and passed over; the exit status
+is then 1. A video ends at the first frame that cannot be decoded, a webcam with Ctrl-C.
 """
 
 import argparse
@@ -36,13 +36,13 @@ Examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Detect what the command line asks for.
+    """Detect objects in images, a video or a webcam's frames.
 
     Args:
         argv: the arguments; None for those of the process.
 
     Returns:
-        The exit status: 0; 1 if an image could not be read; 2 after a mistake in the command line,
+        The exit status: 0; 1 if an image could not be read or drawn; 2 after a mistake in the command line,
         the config or the weights.
     """
     parser = config_parser(__doc__, _EXAMPLE)
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
     # Mistakes in the paths show up before the model is built.
     folder: Path | None = args.output
     if folder and folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output: '{folder}' is no folder")
+        raise UsageError(f"--output: '{folder}' is not a folder")
     window = Window("detections") if args.show else None
     num_unreadable = 0
     if args.input:

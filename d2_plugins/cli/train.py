@@ -1,4 +1,4 @@
-"""What tools/train_net.py runs: one job, from parsed arguments to results."""
+"""Train or evaluate a detector, from the command line to the results."""
 
 import argparse
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train or evaluate as the command line says.
+    """Train or evaluate a detector.
 
     Args:
         argv: the arguments; None for those of the process.
@@ -40,10 +40,10 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
-    """Train or evaluate in this process, one of those that :func:`launch` starts.
+    """Train or evaluate in this process, which is one of those that :func:`launch` starts.
 
     Returns:
-        The results of the (last) evaluation; None in all processes but the main one.
+        The results of the last evaluation; None in all processes but the main one.
     """
     setup(args, cfg)
     if not args.eval_only:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     with usage_errors("MODEL.WEIGHTS"):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
-        logger.warning("MODEL.WEIGHTS is empty: what is evaluated are random weights")
+        logger.warning("MODEL.WEIGHTS is empty: random weights are evaluated")
     results = Trainer.evaluate(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
 
 
 def _write_report(cfg: CfgNode, results: dict[str, Any] | None) -> None:
-    """``report.html`` of a run that is over; whatever fails here, its results are not lost."""
+    """Write ``report.html``; a failure is logged and does not lose the finished run."""
     try:
         logger.info("Report: %s", write_report(cfg.OUTPUT_DIR, cfg, results))
-    except Exception:  # whatever it is, hours of training are worth more than the page
+    except Exception:  # never lose a finished training run because the report failed
         logger.exception("The report could not be written; the run itself is complete")

@@ -26,10 +26,10 @@ Example:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train or evaluate as the command line says.
+    """Train or evaluate a LazyConfig.
 
     Args:
-        argv: the arguments, those of detectron2's tool; None for those of the process.
+        argv: the arguments of detectron2's tool; None for those of the process.
 
     Returns:
         The exit status: 0, or 2 after a mistake in the command line, the config or the data.

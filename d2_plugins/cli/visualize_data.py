@@ -1,10 +1,10 @@
-"""Draw a data set: its annotations, or the augmented samples that a model is trained on.
+"""Draw a dataset's annotations, or the augmented samples that a model is trained on.
 
-Of DATASETS.TRAIN, of any registered data set (--dataset) or of your own (--train-json and
---train-images). `--source dataloader` shows what the training loader gives to the model: after
-augmentation, with masks if MODEL.MASK_ON, in the order of a run with the config's SEED. Pictures
-are named by their number and their image. An image that cannot be read is named and passed over;
-the exit status is then 1.
+The dataset is DATASETS.TRAIN, any registered one (--dataset) or your own (--train-json and
+--train-images). `--source dataloader` draws the samples of the training loader: after augmentation,
+with masks if MODEL.MASK_ON is set, in the order of a run with the config's SEED. Pictures are named
+by their number and their image. An image that cannot be read is named and passed over; the exit
+status is then 1.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw what the command line asks for.
+    """Draw the pictures of a dataset.
 
     Args:
         argv: the arguments; None for those of the process.
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("visualized"), metavar="FOLDER")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="draw so many times larger (%(default)s)"
+        "--scale", type=float, default=1.0, help="size factor of the pictures (%(default)s)"
     )
     args = parser.parse_args(argv)
     if bool(args.train_json) != bool(args.train_images):
@@ -96,11 +96,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _build_config(args: argparse.Namespace) -> CfgNode:
-    """The config, with the data set to draw as its ``DATASETS.TRAIN``."""
+    """Return the config with the dataset to draw as its ``DATASETS.TRAIN``."""
     cfg = config_from(args)
     if args.train_json:
         args.val_json = args.val_images = None
-        register_own_data(cfg, args, check=False)  # broken data sets are worth a look, too
+        register_own_data(cfg, args, check=False)  # broken datasets can be drawn, too
     elif args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
     cfg.DATASETS.TEST = ()
@@ -108,22 +108,22 @@ def _build_config(args: argparse.Namespace) -> CfgNode:
         names = MetadataCatalog.get(args.dataset).get("thing_classes", ())
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
     check_datasets(cfg, training=True)
-    cfg.DATALOADER.NUM_WORKERS = 0  # for a few samples, starting processes takes longest
+    cfg.DATALOADER.NUM_WORKERS = 0  # starting processes takes longer than a few samples
     return cfg
 
 
 def _annotated_items(cfg: CfgNode) -> Iterator[tuple[dict[str, Any], Metadata]]:
     for name in cfg.DATASETS.TRAIN:
-        items = DatasetCatalog.get(name)  # some data sets fill their metadata here
+        items = DatasetCatalog.get(name)  # some datasets fill their metadata here
         for item in items:
             yield item, MetadataCatalog.get(name)
 
 
 def training_samples(cfg: CfgNode) -> Iterator[tuple[dict[str, Any], Metadata]]:
-    """What the model gets in training, one image after the other, without end.
+    """Yield the samples that the model gets in training, one after the other, without end.
 
     Args:
-        cfg: the config; without a ``SEED``, that is 0.
+        cfg: the config; a negative ``SEED`` counts as 0.
 
     Returns:
         Mapped samples, each with the metadata of the (first) training set.

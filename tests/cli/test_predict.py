@@ -215,7 +215,7 @@ def test_mistakes(
         (["--video-input", tmp_path / "text.mp4"], [], "cannot be opened as a video"),
         (["--input", tmp_path / "000.png"], ["--output", tmp_path], "would replace it"),
         ([*given, tmp_path / "000.png"], [], "would both be drawn as"),
-        (given, ["--output", photo], "is no folder"),
+        (given, ["--output", photo], "is not a folder"),
         (["--video-input", video], ["--output", folder], "would replace"),
         (given, ["--show"], "--show: there is no screen"),
         (given, ["--classes-from", "none.json"], "file 'none.json'"),
