@@ -15,7 +15,7 @@ A match is coded as k >= 0 (index of the matched ground-truth box), -1 (negative
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,8 @@ IGNORED = -2
 
 _MAX_PAIRS = 1 << 22
 """Number of (box, cell) pairs compared at a time, which bounds the memory to about 100 MB."""
+_GROUP_SIZE = 64
+"""Number of ground-truth boxes compared at a time if there are more pairs."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ def iou_match(
     Args:
         gt_boxes: G ground-truth boxes.
         boxes: R boxes; empty ones have IoU 0.
-        iou_threshold: least IoU of an ordinary match.
-        low_quality_iou: least IoU of a ground truth's best box.
+        iou_threshold: least IoU of an ordinary match, above 0.
+        low_quality_iou: least IoU of a ground truth's best box, above 0.
 
     Returns:
         (R,) int64 matches: k >= 0 or -1.
@@ -237,20 +239,95 @@ def iou_match(
     best_iou = torch.zeros(len(boxes), device=boxes.device)
     matches = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
     forced = matches.clone()
-    # As many ground-truth boxes at a time as the memory allows.
-    step = max(_MAX_PAIRS // max(len(boxes), 1), 1)
-    for start in range(0, len(gt_boxes) if len(boxes) else 0, step):
-        iou = pairwise_iou(gt_boxes[start : start + step], boxes)
+    least_iou = min(iou_threshold, low_quality_iou)
+    for group, near in _comparable(gt_boxes.tensor, boxes.tensor, least_iou):
+        iou = pairwise_iou(gt_boxes[group], boxes[near])
+        # The ground truth that each box overlaps most; the first of equals.
         iou_of_box, k = iou.max(dim=0)
-        better = iou_of_box > best_iou
-        best_iou = torch.where(better, iou_of_box, best_iou)
-        matches = torch.where(better, k + start, matches)
+        k, before = group[k], best_iou[near]
+        better = (iou_of_box > before) | ((iou_of_box == before) & (k < matches[near]))
+        best_iou[near] = torch.where(better, iou_of_box, before)
+        matches[near] = torch.where(better, k, matches[near])
         # The best boxes of each ground truth, however often the same IoU occurs.
         iou_of_gt = iou.amax(dim=1, keepdim=True)
         k, index = ((iou == iou_of_gt) & (iou_of_gt >= low_quality_iou)).nonzero(as_tuple=True)
-        forced.scatter_reduce_(0, index, k + start, "amax")
+        forced.scatter_reduce_(0, near[index], group[k], "amax")
     matches.masked_fill_(best_iou < iou_threshold, NEGATIVE)
     return torch.where(forced >= 0, forced, matches)
+
+
+def _comparable(
+    gt_boxes: Tensor, boxes: Tensor, least_iou: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield groups of ground-truth boxes and the boxes that may match them.
+
+    All pairs are one group if there are few of them. Otherwise their number would grow with
+    thousands of objects in an image, though most pairs are far apart. Then the groups are of ground
+    truth that is similar in place and size, and leave out the boxes that cannot reach
+    ``least_iou``.
+
+    Args:
+        gt_boxes: (G, 4).
+        boxes: (R, 4).
+        least_iou: IoU below which a pair does not matter.
+
+    Yields:
+        Indices of some of the ground truth, ascending, and of some of the boxes.
+    """
+    if not len(gt_boxes) or not len(boxes):
+        return
+    if len(gt_boxes) * len(boxes) <= _MAX_PAIRS:
+        yield (
+            torch.arange(len(gt_boxes), device=boxes.device),
+            torch.arange(len(boxes), device=boxes.device),
+        )
+        return
+    # Boxes reach an IoU t only if they intersect and if the ratios of their widths and of their
+    # heights are between t and 1/t; a little less strict for the sake of rounding. All conditions
+    # are written as numbers of a box that must be below a bound: (8, R) < (8, 1).
+    ratio = 0.99 * least_iou
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    numbers = torch.cat([boxes[:, :2], -boxes[:, 2:], sizes * ratio, -sizes], dim=1)
+    numbers = numbers.t().contiguous()
+    # Boxes with a NaN match nothing.
+    usable = gt_boxes.isfinite().all(dim=1).nonzero()[:, 0]
+    most = max(min(_MAX_PAIRS // len(boxes), _GROUP_SIZE), 1)
+    for group in _similar(gt_boxes[usable].cpu(), most):
+        group = usable[group.to(usable.device)]
+        low, high = gt_boxes[group].split(2, dim=1)
+        gt_sizes = high - low
+        bounds = torch.cat(
+            [high.amax(0), -low.amin(0), gt_sizes.amax(0), -ratio * gt_sizes.amin(0)]
+        )
+        near = (numbers < bounds[:, None]).all(dim=0).nonzero()[:, 0]
+        if len(near):
+            yield group, near
+
+
+def _similar(boxes: Tensor, most: int) -> Iterator[Tensor]:
+    """Split boxes into groups of at most ``most`` that are similar in place and size.
+
+    They are halved at the median of the coordinate in which they differ most, again and again.
+
+    Args:
+        boxes: (G, 4) on the host.
+        most: maximum number of boxes of a group.
+
+    Yields:
+        Ascending indices of the boxes of a group.
+    """
+    centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    # Sizes differ by their ratio, positions in units of the typical size.
+    points = torch.cat([centers / sizes.log().mean().exp(), sizes.log()], dim=1)
+    pending = [torch.arange(len(boxes))]
+    while pending:
+        group = pending.pop()
+        if len(group) <= most:
+            yield group.sort().values
+            continue
+        spread = points[group].amax(dim=0) - points[group].amin(dim=0)
+        order = group[points[group, spread.argmax()].argsort()]
+        pending += order.split(math.ceil(len(order) / 2))
 
 
 def valid_cells(

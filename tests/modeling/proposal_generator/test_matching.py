@@ -1,10 +1,11 @@
 """Matching by regions and by IoU against plain loops and by hand, valid cells, and sampling."""
 
 from collections.abc import Sequence
+from unittest import mock
 
 import pytest
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -141,21 +142,27 @@ corner = st.integers(0, 6).map(float)
 box_lists = st.lists(st.tuples(*[corner] * 4), max_size=9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     box_lists,
     box_lists,
     st.sampled_from([(0.7, 0.3), (0.5, 0.5), (0.9, 0.1), (1.0, 1.0), (1 / 3, 1 / 3)]),
+    st.sampled_from([1, 12, 1000]),
 )
 def test_iou_matches_as_loops(
-    gt: list[tuple[float, ...]], boxes: list[tuple[float, ...]], thresholds: tuple[float, float]
+    gt: list[tuple[float, ...]],
+    boxes: list[tuple[float, ...]],
+    thresholds: tuple[float, float],
+    max_pairs: int,
 ) -> None:
+    """All pairs at once, and in groups."""
     gt_boxes, others = (torch.tensor(b).view(-1, 4) for b in (gt, boxes))
     # Inverted ground truth has no meaning for an IoU; empty ground truth does.
     gt_boxes = gt_boxes[(gt_boxes[:, 2:] >= gt_boxes[:, :2]).all(dim=1)]
     others = others[(others[:, 2:] >= others[:, :2]).all(dim=1)]
     kwargs = {"iou_threshold": thresholds[0], "low_quality_iou": thresholds[1]}
-    ours = iou_match(Boxes(gt_boxes), Boxes(others), **kwargs)
+    with mock.patch.object(matching, "_MAX_PAIRS", max_pairs):
+        ours = iou_match(Boxes(gt_boxes), Boxes(others), **kwargs)
     assert ours.dtype == torch.int64
     assert torch.equal(ours, iou_match_loop(gt_boxes, others, **kwargs))
 
@@ -176,15 +183,49 @@ def test_iou_matches_by_hand() -> None:
     assert iou_match(Boxes(gt), Boxes(boxes)).tolist() == [0, 1, -1, 2, 2, -1, -1]
 
 
-def test_iou_matches_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same matches, ties included, when few pairs fit into a piece."""
-    gt = Boxes(random_boxes(30, (200, 200)).round())
+@pytest.mark.parametrize("max_pairs", [1, 1500, 40_000])
+def test_iou_matches_in_groups(max_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same matches, ties included, when not all pairs are compared."""
+    gt = Boxes(random_boxes(90, (200, 200)).round())
     boxes = Boxes(torch.cat([random_boxes(400, (200, 200)).round(), gt.tensor, gt.tensor]))
     whole = iou_match(gt, boxes)
-    assert (whole >= 0).sum() >= 60
-    for piece in (1, 1500):
-        monkeypatch.setattr(matching, "_MAX_PAIRS", piece)
-        assert torch.equal(iou_match(gt, boxes), whole)
+    assert (whole >= 0).sum() >= 180
+    monkeypatch.setattr(matching, "_MAX_PAIRS", max_pairs)
+    assert torch.equal(iou_match(gt, boxes), whole)
+
+
+def test_thousands_of_objects_need_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 small objects in an image of 800 x 800: 200 million pairs, of which few are near."""
+    compared = []
+
+    def counted(gt_boxes: Boxes, boxes: Boxes) -> Tensor:
+        compared.append(len(gt_boxes) * len(boxes))
+        return pairwise_iou(gt_boxes, boxes)
+
+    monkeypatch.setattr(matching, "pairwise_iou", counted)
+    sides = 8 + 24 * torch.rand(45_000, 2)
+    corners = torch.rand(45_000, 2) * 800
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    matches = iou_match(Boxes(boxes[:5000]), Boxes(boxes[5000:]))
+    assert (matches >= 0).sum() > 3000
+    assert sum(compared) < 10_000_000
+    assert max(compared) <= matching._MAX_PAIRS
+
+
+def test_objects_that_are_all_alike_need_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst case: every box is near every ground truth."""
+    compared = []
+
+    def counted(gt_boxes: Boxes, boxes: Boxes) -> Tensor:
+        compared.append(len(gt_boxes) * len(boxes))
+        return pairwise_iou(gt_boxes, boxes)
+
+    monkeypatch.setattr(matching, "pairwise_iou", counted)
+    monkeypatch.setattr(matching, "_MAX_PAIRS", 10_000)
+    boxes = Boxes(torch.tensor([[8.0, 8, 40, 40]]).repeat(1000, 1))
+    assert (iou_match(boxes[:200], boxes) == 199).all()  # the last one wins
+    assert sum(compared) == 200 * 1000
+    assert max(compared) <= 10_000
 
 
 def test_not_finite_ground_truth_matches_nothing() -> None:
