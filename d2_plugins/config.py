@@ -150,6 +150,13 @@ _C.MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE = None
 # than this IoU skip the conv head; the overlap is that of the fc head's boxes if it has any. 1.0:
 # none.
 _C.MODEL.DOUBLE_HEAD.CONV_HEAD_NMS_THRESH = 1.0
+# Training of the conv head, not in the paper: start the last norm of each residual block at zero;
+# give the place within the RoI to the conv head as two more channels; run it on foreground RoIs
+# only (with LAMBDA_CONV 1, where it has no other loss); multiply its learning rate.
+_C.MODEL.DOUBLE_HEAD.ZERO_INIT_RESIDUAL = False
+_C.MODEL.DOUBLE_HEAD.COORDINATES = False
+_C.MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY = False
+_C.MODEL.DOUBLE_HEAD.CONV_HEAD_LR_FACTOR = 1.0
 
 # ---------------------------------------------------------------------------------------------
 # Inverted Attention. It needs one of PluginROIHeads, PluginCascadeROIHeads, DoubleHeadROIHeads and

@@ -27,6 +27,7 @@ from ..evaluation import (
     evaluate_tta,
     merge_results,
 )
+from ..modeling.roi_heads.double_head_box_head import ConvHead
 from .hooks import BestCheckpoint, SeedPerIteration, build_ema
 from .train_step import StepTrainer, amp_dtype, wrap_ddp
 
@@ -172,7 +173,12 @@ class Trainer(DefaultTrainer):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-        return build_optimizer(cfg, model)
+        optimizer = build_optimizer(cfg, model)
+        factor = cfg.MODEL.DOUBLE_HEAD.CONV_HEAD_LR_FACTOR
+        if factor != 1:
+            heads = [m for m in model.modules() if isinstance(m, ConvHead)]
+            scale_learning_rate(optimizer, [p for m in heads for p in m.parameters()], factor)
+        return optimizer
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -287,3 +293,21 @@ def _set_aside(path: str) -> None:
         number += 1
     shutil.copyfile(path, f"{stem}.{number}{extension}")
     os.truncate(path, 0)
+
+
+def scale_learning_rate(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], factor: float
+) -> None:
+    """Move parameters of an optimizer that has not stepped yet to groups with a scaled rate.
+
+    Args:
+        optimizer: changed in place.
+        parameters: the parameters; those that are frozen are ignored.
+        factor: factor of their groups' learning rate.
+    """
+    chosen = set(parameters)
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if p in chosen]
+        if moved:
+            group["params"] = [p for p in group["params"] if p not in chosen]
+            optimizer.add_param_group(group | {"params": moved, "lr": group["lr"] * factor})

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2_plugins import get_cfg
 from d2_plugins.engine import Trainer
 from d2_plugins.engine.train_step import StepTrainer, amp_dtype
+from d2_plugins.modeling.roi_heads import DoubleHeadBoxHead
 from tests.support.toy import toy_cfg
 from tests.support.training import train, weights
 
@@ -127,3 +130,30 @@ def test_full_model_clip_scales_the_whole_gradient_to_the_norm() -> None:
     # |(3, 4, 12)| = 13, clipped to 6.5: every component is halved, not each parameter to 6.5.
     assert torch.allclose(model.a, torch.tensor([-1.5, -2.0]))
     assert torch.allclose(model.b, torch.tensor([-6.0]))
+
+
+def test_learning_rate_of_the_conv_head_is_scaled() -> None:
+    cfg = get_cfg()
+    cfg.SOLVER.BASE_LR = 0.1
+    cfg.SOLVER.BIAS_LR_FACTOR = 2.0
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.5
+    head = DoubleHeadBoxHead(ShapeSpec(channels=8, height=7, width=7), fc_dim=8, conv_dim=64)
+    head.conv_head[1].requires_grad_(False)
+    expected = _settings(Trainer.build_optimizer(cfg, head), head)
+    cfg.MODEL.DOUBLE_HEAD.CONV_HEAD_LR_FACTOR = 3.0
+    scaled = _settings(Trainer.build_optimizer(cfg, head), head)
+    assert scaled.keys() == expected.keys()
+    for name, (rate, decay) in expected.items():
+        factor = 3 if name.startswith("conv_head.") else 1
+        assert scaled[name] == (pytest.approx(rate * factor), decay)
+    assert {rate for rate, _ in expected.values()} == {0.1, 0.2}
+
+
+def _settings(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[p]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }

@@ -38,6 +38,11 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
         ret["box_pooler"] = DoubleHeadPooler(ret["box_pooler"], cfg.MODEL.DOUBLE_HEAD.REG_ROI_SCALE)
 
         is_cascade = "box_heads" in ret
+        if is_cascade and cfg.MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY:
+            raise ValueError(
+                "MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY is True; allowed: False in a cascade, "
+                "whose next stage starts from the boxes of all RoIs"
+            )
         settings: dict[str, object] = {}
         if is_cascade and cfg.MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE is None:
             # Scores are averaged over the stages and boxes go on to the next one: no threshold is
@@ -89,6 +94,18 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
         else:
             regions = pooler.pool(features, pooler.enlarge(rois[chosen]), levels[chosen])
         return predictor((fc, _run_conv_head(head.conv_head, regions)), chosen)
+
+    def _predict(
+        self,
+        regions: Tensor,
+        proposals: list[Instances],
+        head: DoubleHeadBoxHead,  # type: ignore[override]  # the one built above
+        predictor: DoubleHeadOutputLayers,
+    ) -> Predictions:
+        if not (self.training and predictor.conv_head_foreground_only):
+            return predictor(head(regions))
+        chosen = predictor.foreground(proposals)
+        return predictor((head.fc_head(regions[0]), head.conv_head(regions[-1][chosen])), chosen)
 
     def invert_regions(
         self,

@@ -10,6 +10,7 @@ the authors released (non-local units between the residual blocks). Both are her
 number by number (``tests/modeling/roi_heads/test_double_head_box_head.py``).
 """
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone.resnet import BottleneckBlock
@@ -18,24 +19,34 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvHead", "DoubleHeadBoxHead", "NonLocalUnit", "WideningBlock"]
+__all__ = ["ConvHead", "DoubleHeadBoxHead", "NonLocalUnit", "WideningBlock", "append_coordinates"]
 
 _NORMS = ("BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "GN", "LN")
 _BLOCKS = ("bottleneck", "nonlocal")
 
 
 class WideningBlock(CNNBlockBase):
-    """First block of the conv head: a residual block that widens C channels to 4C or so.
+    """First block of the conv head: a residual block that widens C channels, usually to 4C.
 
-    Main path 3x3 conv and 1x1 conv (a ResNet basic block would have 3x3 twice), 1x1 conv as
-    shortcut; every conv without bias and with a norm.
+    The main path is a 3x3 conv and a 1x1 conv (a ResNet basic block has 3x3 twice), the shortcut a
+    1x1 conv; every conv is without bias and has a norm.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
-        """Build the block; ``norm`` as in :func:`detectron2.layers.get_norm`."""
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: str, inner_channels: int | None = None
+    ) -> None:
+        """Build the block.
+
+        Args:
+            in_channels: number of input channels.
+            out_channels: number of output channels.
+            norm: norm of every conv, see :func:`detectron2.layers.get_norm`.
+            inner_channels: number of channels between the two convs; None is ``in_channels``.
+        """
         super().__init__(in_channels, out_channels, stride=1)
-        self.conv1 = _conv(in_channels, in_channels, 3, norm, activation=F.relu)
-        self.conv2 = _conv(in_channels, out_channels, 1, norm)
+        inner = inner_channels or in_channels
+        self.conv1 = _conv(in_channels, inner, 3, norm, activation=F.relu)
+        self.conv2 = _conv(inner, out_channels, 1, norm)
         self.shortcut = _conv(in_channels, out_channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +55,7 @@ class WideningBlock(CNNBlockBase):
 
 
 class NonLocalUnit(nn.Module):
-    """Every place of a RoI looks at every other one, in groups of channels.
+    """A layer in which each place of a RoI attends to all others, in groups of channels.
 
     The affinity of two places is the dot product of their embeddings divided by the number of
     places: no softmax. The output projection starts at zero, so that a fresh unit passes a
@@ -55,15 +66,18 @@ class NonLocalUnit(nn.Module):
         """Build the unit.
 
         Args:
-            channels: of the input and output. The embeddings have half as many.
+            channels: number of input and output channels. The embeddings have half as many.
             groups: number of equal channel groups with an affinity each.
-            norm: of the output projection, see :func:`detectron2.layers.get_norm`.
+            norm: norm of the output projection, see :func:`detectron2.layers.get_norm`.
+
+        Raises:
+            ValueError: if the groups do not divide the channels of the embeddings.
         """
         super().__init__()
         inner = channels // 2
         if inner % groups:
             raise ValueError(
-                f"MODEL.DOUBLE_HEAD.NL_GROUPS is {groups}: it must divide "
+                f"MODEL.DOUBLE_HEAD.NL_GROUPS is {groups}; allowed: divisors of "
                 f"MODEL.DOUBLE_HEAD.CONV_DIM / 2 = {inner}"
             )
         self.groups = groups
@@ -102,20 +116,51 @@ class ConvHead(nn.Sequential):
         blocks: str,
         nonlocal_groups: int,
         norm: str,
+        zero_init_residual: bool = False,
+        coordinates: bool = False,
     ) -> None:
         """Build the head; see :class:`DoubleHeadBoxHead` for the arguments."""
-        layers: list[nn.Module] = [WideningBlock(in_channels, conv_dim, norm=norm)]
+        channels = in_channels + 2 if coordinates else in_channels
+        widening = WideningBlock(channels, conv_dim, norm=norm, inner_channels=in_channels)
+        layers: list[nn.Module] = [widening]
+        last_norms = [widening.conv2.norm]
         for _ in range(num_blocks):
             if blocks == "nonlocal":
                 layers.append(NonLocalUnit(conv_dim, groups=nonlocal_groups, norm=norm))
-            layers.append(
-                BottleneckBlock(conv_dim, conv_dim, bottleneck_channels=conv_dim // 4, norm=norm)
+            block = BottleneckBlock(
+                conv_dim, conv_dim, bottleneck_channels=conv_dim // 4, norm=norm
             )
+            layers.append(block)
+            last_norms.append(block.conv3.norm)
         super().__init__(*layers)
+        self.coordinates = coordinates
+        if zero_init_residual:
+            for last_norm in last_norms:
+                nn.init.zeros_(last_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, in_channels, P, P) to (R, conv_dim)."""
+        if self.coordinates:
+            x = append_coordinates(x)
         return super().forward(x).mean(dim=(2, 3))
+
+
+def append_coordinates(x: Tensor) -> Tensor:
+    """Append two channels that tell each place of a RoI where it is.
+
+    Liu et al., "An intriguing failing of convolutional neural networks and the CoordConv solution",
+    NeurIPS 2018.
+
+    Args:
+        x: (R, C, P, P).
+
+    Returns:
+        (R, C + 2, P, P); the new channels are x and y from -1 to 1, at the centres of the outermost
+        places.
+    """
+    steps = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+    y, columns = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.cat([x, torch.stack([columns, y]).expand(x.shape[0], -1, -1, -1)], dim=1)
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -134,18 +179,24 @@ class DoubleHeadBoxHead(nn.Module):
         conv_blocks: str = "bottleneck",
         nonlocal_groups: int = 4,
         norm: str = "BN",
+        zero_init_residual: bool = False,
+        coordinates: bool = False,
     ) -> None:
         """Build both heads.
 
         Args:
             input_shape: channels, height and width of a pooled RoI.
             num_fc: number of fully connected layers of the fc head.
-            fc_dim: their width.
+            fc_dim: width of the fully connected layers.
             num_conv: number of blocks of the conv head after the widening one.
-            conv_dim: their width, a multiple of 4.
+            conv_dim: width of the conv head, a multiple of 4.
             conv_blocks: "bottleneck", or "nonlocal" for a non-local unit before each bottleneck.
-            nonlocal_groups: channel groups of a non-local unit.
-            norm: of the conv head, one of BN, SyncBN, nnSyncBN, naiveSyncBN, naiveSyncBN_N, GN, LN.
+            nonlocal_groups: number of channel groups of a non-local unit.
+            norm: norm of the conv head, one of BN, SyncBN, nnSyncBN, naiveSyncBN, naiveSyncBN_N,
+                GN, LN.
+            zero_init_residual: start the last norm of each residual block at zero, so that a fresh
+                block is its shortcut.
+            coordinates: give the conv head the place within the RoI as two more channels.
 
         Raises:
             ValueError: for a setting that is out of range, with its config key.
@@ -160,6 +211,8 @@ class DoubleHeadBoxHead(nn.Module):
             blocks=conv_blocks,
             nonlocal_groups=nonlocal_groups,
             norm=norm,
+            zero_init_residual=zero_init_residual,
+            coordinates=coordinates,
         )
 
     @classmethod
@@ -175,11 +228,13 @@ class DoubleHeadBoxHead(nn.Module):
             "conv_blocks": node.CONV_BLOCKS,
             "nonlocal_groups": node.NL_GROUPS,
             "norm": node.NORM,
+            "zero_init_residual": node.ZERO_INIT_RESIDUAL,
+            "coordinates": node.COORDINATES,
         }
 
     @property
     def output_shape(self) -> ShapeSpec:
-        """Shape of the fc head's vector; the conv head's has ``MODEL.DOUBLE_HEAD.CONV_DIM``."""
+        """Shape of the fc head's vector; that of the conv head has CONV_DIM channels."""
         return self.fc_head.output_shape
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,17 +276,15 @@ def _conv(
 def _check_settings(num_fc: int, num_conv: int, conv_dim: int, blocks: str, norm: str) -> None:
     key = "MODEL.DOUBLE_HEAD"
     if num_fc < 1:
-        raise ValueError(f"{key}.NUM_FC is {num_fc}: the fc head needs at least 1 layer")
+        raise ValueError(f"{key}.NUM_FC is {num_fc}; allowed: 1 or more")
     if num_conv < 0:
-        raise ValueError(f"{key}.NUM_CONV is {num_conv}: it must be 0 or more")
+        raise ValueError(f"{key}.NUM_CONV is {num_conv}; allowed: 0 or more")
     if conv_dim % 4:
-        raise ValueError(f"{key}.CONV_DIM is {conv_dim}: it must be a multiple of 4")
+        raise ValueError(f"{key}.CONV_DIM is {conv_dim}; allowed: multiples of 4")
     if blocks not in _BLOCKS:
-        raise ValueError(f"{key}.CONV_BLOCKS is '{blocks}': it must be one of {_BLOCKS}")
-    if norm == "FrozenBN":
-        raise ValueError(
-            f"{key}.NORM is 'FrozenBN': the conv head is trained from scratch and would keep "
-            f"untrained statistics; it must be one of {_NORMS}"
-        )
+        raise ValueError(f"{key}.CONV_BLOCKS is '{blocks}'; allowed: {', '.join(_BLOCKS)}")
     if norm not in _NORMS:
-        raise ValueError(f"{key}.NORM is '{norm}': it must be one of {_NORMS}")
+        reason = ""
+        if norm == "FrozenBN":
+            reason = " (the conv head starts untrained, and so would its frozen statistics)"
+        raise ValueError(f"{key}.NORM is '{norm}'; allowed: {', '.join(_NORMS)}{reason}")

@@ -95,6 +95,7 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
         box_fusion: str = "conv",
         conv_head_min_score: float | None = None,
         conv_head_nms_thresh: float = 1.0,
+        conv_head_foreground_only: bool = False,
         **kwargs: object,
     ) -> None:
         """Build the layers.
@@ -113,8 +114,10 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
                 that is known to cost nothing, see :meth:`choose`.
             conv_head_nms_thresh: at inference, RoIs that overlap one of their class with a better
                 score of the fc head by more than this IoU skip the conv head. 1: none do.
-            kwargs: of ``FastRCNNOutputLayers``. Its ``loss_weight`` multiplies these weights:
-                "loss_cls" both class losses, "loss_box_reg" both box losses.
+            conv_head_foreground_only: in training, only foreground RoIs go through the conv head;
+                needs ``lambda_conv`` 1.
+            kwargs: arguments of ``FastRCNNOutputLayers``. Its ``loss_weight`` multiplies these
+                weights: "loss_cls" both class losses, "loss_box_reg" both box losses.
 
         Raises:
             ValueError: for a setting that is out of range, with its config key.
@@ -140,6 +143,13 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
             conv_head_min_score = self._harmless_min_score()
         self.conv_head_min_score = conv_head_min_score
         self.conv_head_nms_thresh = conv_head_nms_thresh
+        if conv_head_foreground_only and lambda_conv < 1:
+            raise ValueError(
+                "MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY is True, but with "
+                f"MODEL.DOUBLE_HEAD.LAMBDA_CONV {lambda_conv} the conv head learns classes, the "
+                "background among them; allowed: False, or LAMBDA_CONV 1"
+            )
+        self.conv_head_foreground_only = conv_head_foreground_only
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
@@ -155,6 +165,7 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
             "box_fusion": node.BOX_FUSION,
             "conv_head_min_score": node.CONV_HEAD_MIN_SCORE,
             "conv_head_nms_thresh": node.CONV_HEAD_NMS_THRESH,
+            "conv_head_foreground_only": node.CONV_HEAD_FOREGROUND_ONLY,
         }
 
     @property
@@ -219,6 +230,12 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
             boxes = boxes[rows, classes % boxes.shape[1]]
         groups = rois[:, 0].long() * self.num_classes + classes
         return chosen[batched_nms(boxes, best, groups, self.conv_head_nms_thresh)]
+
+    def foreground(self, proposals: list[Instances]) -> Tensor:
+        """Return the indices of the foreground RoIs of a batch, which alone have a box loss."""
+        gt_classes = cat([p.gt_classes for p in proposals])
+        foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        return foreground.nonzero(as_tuple=True)[0]
 
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
         """detectron2's losses for each head, times the head's weights.

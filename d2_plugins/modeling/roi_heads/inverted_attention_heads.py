@@ -83,6 +83,15 @@ class InvertedAttentionMixin:
             regions = _ScaleGradient.apply(regions, gradient_scale)
         if self._attention_is_on:
             regions = self._mask(regions, proposals, head, predictor, scope)
+        return self._predict(regions, proposals, head, predictor)
+
+    def _predict(
+        self,
+        regions: Tensor,
+        proposals: list[Instances],
+        head: nn.Module,
+        predictor: FastRCNNOutputLayers,
+    ) -> tuple[Tensor | None, ...]:
         return predictor(head(regions))
 
     @property

@@ -11,7 +11,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 
 from d2_plugins.modeling.roi_heads import DoubleHeadBoxHead, DoubleHeadOutputLayers
-from d2_plugins.modeling.roi_heads.double_head_box_head import ConvHead, NonLocalUnit, WideningBlock
+from d2_plugins.modeling.roi_heads.double_head_box_head import (
+    ConvHead,
+    NonLocalUnit,
+    WideningBlock,
+    append_coordinates,
+)
 from tests.support.helpers import shared_path
 
 
@@ -200,13 +205,52 @@ def test_norms(norm: str) -> None:
     assert not any(m.bias is not None for m in head[0].modules() if isinstance(m, nn.Conv2d))
 
 
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_fresh_residual_blocks_with_a_zero_norm_are_their_shortcut(norm: str) -> None:
+    settings = {"conv_dim": 128, "num_blocks": 2, "blocks": "bottleneck", "nonlocal_groups": 4}
+    head = ConvHead(32, norm=norm, zero_init_residual=True, **settings).eval()
+    x = torch.randn(3, 32, 7, 7)
+    shortcut = head[0].shortcut(x).relu()
+    assert torch.equal(head(x), shortcut.mean(dim=(2, 3)))
+    head(x).sum().backward()
+    assert head[2].conv3.norm.weight.grad.any()  # from which the block starts to learn
+    usual = ConvHead(32, norm=norm, **settings).eval()
+    assert not torch.equal(usual(x), usual[0].shortcut(x).relu().mean(dim=(2, 3)))
+
+
+def test_coordinates_by_hand() -> None:
+    x = torch.randn(2, 5, 3, 3)
+    out = append_coordinates(x)
+    assert torch.equal(out[:, :5], x)
+    row = [-1.0, 0.0, 1.0]
+    for region in out:
+        assert region[5].tolist() == [row] * 3
+        assert region[6].tolist() == [[v] * 3 for v in row]
+    assert append_coordinates(x[:0]).shape == (0, 7, 3, 3)
+
+
+def test_with_coordinates_the_conv_head_tells_a_place_from_its_mirror_image() -> None:
+    settings = {"conv_dim": 64, "num_blocks": 0, "blocks": "bottleneck", "nonlocal_groups": 4}
+    flat = torch.ones(1, 32, 7, 7)
+    for coordinates in (False, True):
+        head = ConvHead(32, norm="GN", coordinates=coordinates, **settings)
+        assert head[0].conv1.weight.shape == (32, 34 if coordinates else 32, 3, 3)
+        inner = head[0].conv1(append_coordinates(flat) if coordinates else flat)[..., 2:-2, 2:-2]
+        differs = not torch.allclose(inner, inner.flip(-1), atol=1e-5)
+        assert differs == coordinates
+        assert head(flat).shape == (1, 64)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "FrozenBN"}, r"MODEL.DOUBLE_HEAD.NORM is 'FrozenBN': .*untrained statistics"),
-        ({"norm": ""}, r"MODEL.DOUBLE_HEAD.NORM is ''.*'BN'"),
-        ({"conv_blocks": "basic"}, r"MODEL.DOUBLE_HEAD.CONV_BLOCKS is 'basic'.*'nonlocal'"),
-        ({"conv_blocks": "nonlocal", "nonlocal_groups": 5}, r"NL_GROUPS is 5.*divide"),
+        (
+            {"norm": "FrozenBN"},
+            r"NORM is 'FrozenBN'; allowed: .*starts untrained",
+        ),
+        ({"norm": ""}, r"MODEL.DOUBLE_HEAD.NORM is ''; allowed: BN, SyncBN"),
+        ({"conv_blocks": "basic"}, r"CONV_BLOCKS is 'basic'; allowed: bottleneck, nonlocal"),
+        ({"conv_blocks": "nonlocal", "nonlocal_groups": 5}, r"NL_GROUPS is 5; allowed: divisors"),
         ({"conv_dim": 30}, r"MODEL.DOUBLE_HEAD.CONV_DIM is 30"),
         ({"num_fc": 0}, r"MODEL.DOUBLE_HEAD.NUM_FC is 0"),
         ({"num_conv": -1}, r"MODEL.DOUBLE_HEAD.NUM_CONV is -1"),

@@ -445,3 +445,42 @@ def test_tracing() -> None:
         traced = torch.jit.trace(branch, inputs(1), check_trace=False)
         for a, b in zip(traced(*inputs(2)), branch(*inputs(2)), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("ia", [(), EAGER_IA], ids=["off", "on"])
+@pytest.mark.parametrize(
+    "ext", [(), ("MODEL.DOUBLE_HEAD.LAMBDA_FC", 0.7)], ids=["plain", "fc boxes"]
+)
+def test_conv_head_on_foreground_rois_only(ext: tuple, ia: tuple) -> None:
+    # Exact with a norm that sees each RoI alone.
+    settings = (*ext, *ia, "MODEL.DOUBLE_HEAD.NORM", "LN", "MODEL.MASK_ON", True)
+    settings += ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True)
+    only = ("MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY", True)
+    heads, counts = make_heads("DoubleHeadROIHeads", *settings, *only), []
+    heads.box_head.conv_head.register_forward_hook(lambda _, x, __: counts.append(len(x[0])))
+    ours = train_step(heads, make_batch())
+    theirs = train_step(make_heads("DoubleHeadROIHeads", *settings), make_batch())
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        for key in b:
+            torch.testing.assert_close(a[key], b[key], msg=key)
+    torch.testing.assert_close(ours[2], theirs[2])
+    assert 0 < counts[0] < 16
+    # Without any foreground every parameter still has a gradient.
+    heads.zero_grad()
+    losses, grads, _ = train_step(heads, make_batch((0, 0)))
+    assert losses["loss_box_reg"] == 0
+    assert all(grad is not None for grad in grads.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "ext", "message"),
+    [
+        ("DoubleHeadROIHeads", EXT, "LAMBDA_CONV 0.8 the conv head learns classes"),
+        ("CascadeDoubleHeadROIHeads", (), "CONV_HEAD_FOREGROUND_ONLY is True; allowed: False in a"),
+    ],
+)
+def test_foreground_only_is_refused_where_it_would_not_be_exact(
+    name: str, ext: tuple, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_heads(name, *ext, "MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY", True)
