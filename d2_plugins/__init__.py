@@ -9,6 +9,7 @@ ROI_HEADS registries and changes nothing else: no default of detectron2, timm or
 """
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -25,4 +26,23 @@ if find_spec("detectron2") is None:
 from . import model_zoo, modeling  # modeling is imported for its registrations
 from .config import add_d2_plugins_config, get_cfg
 
-__all__ = ["__version__", "add_d2_plugins_config", "get_cfg", "model_zoo", "modeling"]
+if TYPE_CHECKING:
+    from .visualization.detector import Detector
+
+__all__ = [
+    "Detector",
+    "__version__",
+    "add_d2_plugins_config",
+    "get_cfg",
+    "model_zoo",
+    "modeling",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import Detector when it is first used; it needs OpenCV and detectron2's engine."""
+    if name == "Detector":
+        from .visualization.detector import Detector
+
+        return Detector
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -200,8 +200,17 @@ def load_model(cfg: CfgNode) -> nn.Module:
     Raises:
         UsageError: the weights do not exist or do not fit the model.
     """
+    return load_with_rest(cfg)[0]
+
+
+def load_with_rest(cfg: CfgNode) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model of :func:`load_model` and what else the file of the weights holds.
+
+    Raises:
+        UsageError: the weights do not exist or do not fit the model.
+    """
     model = build_model(cfg).eval()
     checkpointer = PluginCheckpointer(model, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING)
     with usage_errors("MODEL.WEIGHTS"):
-        checkpointer.load(cfg.MODEL.WEIGHTS)
-    return model
+        rest = checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model, rest

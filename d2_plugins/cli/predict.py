@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data import register_coco_json
+from ..data.classes import Classes
 from ..errors import UsageError
 from ..files import atomic_write_json
 from ..visualization.detect_images import detect_images, find_images, picture_paths
-from ..visualization.detect_video import VideoFile, VideoSource, detect_video, video_path
-from ..visualization.detector import Detector, set_confidence_threshold
+from ..visualization.detect_video import detect_video
+from ..visualization.detector import Detector
+from ..visualization.video import VideoFile, VideoSource, video_path
 from ..visualization.window import Window
 from .parsers import config_from, config_parser, exit_status
 
@@ -108,13 +110,12 @@ def _run_video(args: argparse.Namespace, window: Window | None) -> list[dict[str
 
 
 def _build_detector(args: argparse.Namespace) -> Detector:
-    cfg = config_from(args)
-    set_confidence_threshold(cfg, args.confidence_threshold)
+    classes = None
     if args.classes_from:
         name = f"classes of {args.classes_from}"
         try:
             register_coco_json(name, args.classes_from, Path(args.classes_from).parent)
         except FileNotFoundError as error:
             raise UsageError(f"--classes-from: {error}") from error
-        cfg.DATASETS.TEST = (name,)
-    return Detector(cfg)
+        classes = Classes.of_dataset(name)
+    return Detector(config_from(args), confidence=args.confidence_threshold, classes=classes)

@@ -17,6 +17,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
+from ..data.classes import Classes
 from ..data.loader import TrainLoader, build_test_loader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
 from ..errors import UsageError
@@ -74,11 +75,14 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._ema = build_ema(cfg, model)
+        self._classes = Classes.of_config(cfg)  # known once the loader has read the dataset
+        more: dict[str, Any] = {"classes": self._classes} if self._classes else {}
         self.checkpointer = PluginCheckpointer(
             self._ema.averaged if self._ema else model,
             cfg.OUTPUT_DIR,
             allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING,
             trainer=weakref.proxy(self),
+            **more,
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -124,6 +128,8 @@ class Trainer(DefaultTrainer):
         Returns:
             Results of the last evaluation; None in all processes except the main one.
         """
+        if self._classes and comm.is_main_process():
+            self._classes.write(self.cfg.OUTPUT_DIR)
         super().train()
         return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
 

@@ -1,4 +1,4 @@
-"""Images of tools/demo.py: found, detected in, drawn and saved."""
+"""Detection in image files for ``d2-plugins predict``."""
 
 import glob
 import sys
@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from ..data.images import read_photo
 from ..errors import UsageError
 from ..files import atomic_open
 from .detector import Detector
@@ -20,21 +17,21 @@ from .window import Window
 
 __all__ = ["detect_images", "find_images", "picture_paths"]
 
-# What is looked for in a folder, and what drawn pictures can be saved as.
+# Images that are found in a folder, and formats of drawn pictures.
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
-    """The images that a user names.
+    """Return the images that the user names, each once.
 
     Args:
         patterns: files, folders (all images directly in them) and glob patterns.
 
     Returns:
-        Each once; in the order given, those of a folder or pattern sorted.
+        The images in the given order; those of a folder or pattern are sorted.
 
     Raises:
-        UsageError: one of them stands for nothing.
+        UsageError: there is no file for one of the patterns.
     """
     found = [path for pattern in patterns for path in _matches(pattern)]
     return list(dict.fromkeys(found))
@@ -59,7 +56,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
-    """Where the picture of each image goes.
+    """Return the path of the picture of each image.
 
     Raises:
         UsageError: a picture would replace an image or another picture.
@@ -82,45 +79,38 @@ def detect_images(
     """Detect objects in images, one after the other.
 
     Args:
-        images: the files, each with the picture to write or None.
-        detector: detects.
-        window: to show pictures in.
+        images: image files, each with the path of its picture or None.
+        detector: the detector.
+        window: window to show the pictures in.
 
     Returns:
-        The detections, see :meth:`Detector.coco_rows`, and the number of images that could not be
-        read; these are named on stderr.
+        The detections, see :meth:`Detections.to_coco`, and the number of images that could not be
+        read; these are reported on stderr.
     """
     rows: list[dict[str, Any]] = []
     num_unreadable = 0
     for number, (path, picture_path) in enumerate(images.items()):
+        start = time.perf_counter()
         try:
-            pixels = read_photo(path, "BGR")
+            detections = detector.predict(path)
         except OSError as error:
             print(f"error: {error}", file=sys.stderr)
             num_unreadable += 1
             continue
-        start = time.perf_counter()
-        instances = detector.detect(pixels)
         seconds = time.perf_counter() - start
-        rows += detector.coco_rows(instances, image_id=number, file_name=str(path))
-        print(f"{path}: {len(instances)} objects in {seconds:.2f} s")
+        rows += detections.to_coco(number)
+        print(f"{path}: {len(detections)} objects in {seconds:.2f} s")
         if picture_path is None and window is None:
             continue
-        picture = _draw(pixels, instances, detector)
+        picture = detections.draw()
         if picture_path is not None:
             _save(picture, picture_path)
-        if window is not None and not window.show(picture, 0):
+        if window is not None and not window.show(np.asarray(picture), 0):
             break
     return rows, num_unreadable
 
 
-def _draw(pixels: np.ndarray, instances: Instances, detector: Detector) -> np.ndarray:
-    """(H, W, 3) BGR -> RGB with boxes and masks."""
-    canvas = Visualizer(pixels[:, :, ::-1], detector.metadata)
-    return canvas.draw_instance_predictions(instances).get_image()
-
-
-def _save(picture: np.ndarray, path: Path) -> None:
+def _save(picture: Image.Image, path: Path) -> None:
     kind = Image.registered_extensions()[path.suffix.lower()]
     with atomic_open(path, "wb") as file:
-        Image.fromarray(picture).save(file, kind, quality=92)
+        picture.save(file, kind, quality=92)

@@ -1,39 +1,81 @@
-"""What tools/demo.py detects with, and how its detections are written down."""
+"""A trained detector to use on photos and videos.
+
+>>> from d2_plugins import Detector
+>>> detections = Detector("output/own").predict("photo.jpg")
+>>> detections.draw().save("drawn.jpg")
+"""
 
 import logging
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, overload
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
+from PIL import Image
 
-from ..checkpoint.checkpointer import load_model
+from ..checkpoint.checkpointer import load_with_rest
+from ..data.classes import Classes, count_classes
+from ..data.images import read_photo
 from ..errors import UsageError
+from ..model_zoo import read_config
+from .detections import Detections
+from .video import VideoSource
 
-__all__ = ["Detector", "class_metadata", "set_confidence_threshold"]
+__all__ = ["Detector", "find_classes", "run_config", "set_confidence_threshold"]
 
 logger = logging.getLogger(__name__)
 
+# A file, pixels (H, W, 3) uint8 in BGR order as OpenCV reads them, or an image of Pillow.
+Photo: TypeAlias = str | Path | np.ndarray | Image.Image
+
 
 class Detector(DefaultPredictor):
-    """detectron2's DefaultPredictor with every weight checked and the names of its classes.
+    """A trained detector, with every weight checked and the names of its classes.
+
+    Calling it with a BGR array gives what detectron2's DefaultPredictor gives.
 
     Attributes:
-        metadata: of the data set whose classes the model knows; empty if unknown.
+        cfg: config of the model.
+        metadata: detectron2's Metadata with the names and category ids of the classes; empty if
+            they are unknown.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        """Args:
-        cfg: with ``MODEL.WEIGHTS``.
+    def __init__(
+        self,
+        source: str | Path | CfgNode,
+        *,
+        confidence: float = 0.5,
+        device: str | None = None,
+        classes: Classes | None = None,
+    ) -> None:
+        """Build the model and load its weights.
+
+        The classes are those of the checkpoint, of ``classes.json`` next to it, or of the config's
+        datasets.
+
+        Args:
+            source: output folder of a run, a checkpoint next to its ``config.yaml``, or a config
+                with ``MODEL.WEIGHTS``. Of a folder, the weights are ``model_best.pth``, or else
+                ``model_final.pth``, or else the last checkpoint.
+            confidence: lowest score of the objects to return, in 0..1.
+            device: "cpu" or "cuda"; by default a GPU is used where there is one, unless a config
+                says "cpu".
+            classes: classes of the model, if the run does not know them.
 
         Raises:
             UsageError: there are no weights, or they do not fill the model.
         """
-        # Not DefaultPredictor.__init__, whose checkpointer only warns of missing weights.
+        cfg = source.clone() if isinstance(source, CfgNode) else run_config(source)
+        cfg.defrost()
+        if device or not torch.cuda.is_available():
+            cfg.MODEL.DEVICE = device or "cpu"
+        set_confidence_threshold(cfg, confidence)
+        # DefaultPredictor.__init__ is not called: its checkpointer only warns of missing weights.
         if not cfg.MODEL.WEIGHTS:
             raise UsageError(
                 "MODEL.WEIGHTS is empty: name a trained model, MODEL.WEIGHTS model_final.pth"
@@ -41,48 +83,151 @@ class Detector(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         if self.input_format not in ("BGR", "RGB"):
             raise UsageError(f"INPUT.FORMAT is '{self.input_format}'; allowed: BGR, RGB")
-        self.cfg = cfg.clone()
-        self.metadata = class_metadata(cfg)
+        self.cfg = cfg
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        self.model = load_model(self.cfg)
+        self.model, checkpoint = load_with_rest(cfg)
+        found = classes or find_classes(cfg, checkpoint)
+        if found is None:
+            logger.warning(
+                "The classes of this model are unknown: they are shown, and written in COCO's "
+                "format, by their index from 0"
+            )
+        self.metadata = found.metadata() if found else Metadata()
 
-    def detect(self, image: np.ndarray) -> Instances:
-        """Detect objects.
+    @overload  # a str is a Sequence too
+    def predict(  # type: ignore[overload-overlap]
+        self, photos: Photo, *, batch_size: int = 8
+    ) -> Detections: ...
+
+    @overload
+    def predict(self, photos: Sequence[Photo], *, batch_size: int = 8) -> list[Detections]: ...
+
+    def predict(
+        self, photos: Photo | Sequence[Photo], *, batch_size: int = 8
+    ) -> Detections | list[Detections]:
+        """Detect objects in one photo or in several.
 
         Args:
-            image: (H, W, 3) uint8, BGR.
+            photos: a file, pixels (H, W, 3) uint8 in BGR order as OpenCV reads them, an image of
+                Pillow, or a sequence of these.
+            batch_size: number of photos of a sequence that go through the model together.
 
         Returns:
-            On the CPU, in pixels of ``image``.
+            The objects of the photo; a list of such for a sequence.
 
         Raises:
-            UsageError: the model detects no objects, e.g. makes proposals only.
+            OSError: a file cannot be read.
+            UsageError: the model does not detect objects, e.g. it only makes proposals.
         """
-        output = self(image)
-        if "instances" not in output:
-            raise UsageError(
-                f"MODEL.META_ARCHITECTURE '{self.cfg.MODEL.META_ARCHITECTURE}' gives "
-                f"{', '.join(output)}; the demo shows detected objects only"
-            )
-        return output["instances"].to("cpu")
+        if isinstance(photos, str | Path | np.ndarray | Image.Image):
+            return self._detect([photos])[0]
+        batches = (photos[i : i + batch_size] for i in range(0, len(photos), batch_size))
+        return [detections for batch in batches for detections in self._detect(batch)]
 
-    def coco_rows(
-        self, instances: Instances, *, image_id: int, file_name: str
-    ) -> list[dict[str, Any]]:
-        """Detections in COCO's result format, with ``file_name`` beside ``image_id``.
+    def predict_video(self, source: str | Path | int) -> Iterator[Detections]:
+        """Detect objects in the frames of a video, one after the other.
 
         Args:
-            instances: of one image.
-            image_id: its number.
-            file_name: its file.
+            source: a video file, or the number of a camera.
+
+        Raises:
+            UsageError: the video cannot be opened.
         """
-        to_index = self.metadata.get("thing_dataset_id_to_contiguous_id", {})
-        to_category = {index: category for category, index in to_index.items()}
-        rows = instances_to_coco_json(instances, image_id)
-        for row in rows:
-            row["category_id"] = to_category.get(row["category_id"], row["category_id"])
-            row["file_name"] = file_name
-        return rows
+        video = VideoSource(source if isinstance(source, int) else str(source))
+        try:
+            for frame in video.frames():
+                yield self.predict(frame)
+        finally:
+            video.close()
+
+    @torch.no_grad()
+    def _detect(self, photos: Sequence[Photo]) -> list[Detections]:
+        images = [_pixels(photo) for photo in photos]
+        outputs = self.model([self._input(image) for image in images])
+        if outputs and "instances" not in outputs[0]:
+            raise UsageError(
+                f"MODEL.META_ARCHITECTURE '{self.cfg.MODEL.META_ARCHITECTURE}' gives "
+                f"{', '.join(outputs[0])}; only detected objects can be shown"
+            )
+        names = [str(photo) if isinstance(photo, str | Path) else "" for photo in photos]
+        return [
+            Detections(image, output["instances"].to("cpu"), self.metadata, name)
+            for image, output, name in zip(images, outputs, names, strict=True)
+        ]
+
+    def _input(self, image: np.ndarray) -> dict[str, Any]:
+        """Return the input of the model for BGR pixels, as DefaultPredictor makes it."""
+        height, width = image.shape[:2]
+        pixels = image[:, :, ::-1] if self.input_format == "RGB" else image
+        pixels = self.aug.get_transform(pixels).apply_image(pixels)
+        tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
+
+
+def _pixels(photo: Photo) -> np.ndarray:
+    """Return (H, W, 3) uint8, BGR."""
+    if isinstance(photo, np.ndarray):
+        return photo
+    if isinstance(photo, Image.Image):
+        return np.asarray(photo.convert("RGB"))[:, :, ::-1]
+    return read_photo(photo, "BGR")
+
+
+def run_config(source: str | Path) -> CfgNode:
+    """Return the config of a run or of a checkpoint, with ``MODEL.WEIGHTS`` set.
+
+    Args:
+        source: output folder of a run; a checkpoint next to its ``config.yaml``; or a config file
+            or a name of the model zoo. A GPU is used where there is one.
+
+    Raises:
+        UsageError: there is no such file or folder, or no config or weights in it.
+    """
+    path = Path(source)
+    if not path.exists() or path.suffix in (".yaml", ".yml"):
+        return read_config(str(source))
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder} has no config.yaml; give the output folder of a run")
+    cfg = read_config(str(folder / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(_find_weights(folder) if path.is_dir() else path)
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    return cfg
+
+
+def _find_weights(folder: Path) -> Path:
+    names = ["model_best.pth", "model_final.pth"]
+    last = folder / "last_checkpoint"
+    if last.is_file():
+        names.append(last.read_text(encoding="utf-8").strip())
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UsageError(f"{folder} has no weights: none of {', '.join(names)}")
+
+
+def find_classes(cfg: CfgNode, checkpoint: dict[str, Any]) -> Classes | None:
+    """Return the classes of a model: of its checkpoint, its run or its datasets.
+
+    Args:
+        cfg: config of the model.
+        checkpoint: content of the file ``MODEL.WEIGHTS``.
+
+    Returns:
+        The first of these that is known and has a name for each class; None if there is none.
+    """
+    number = count_classes(cfg)
+    for where, classes in (
+        ("The checkpoint", Classes.from_state(checkpoint.get("classes"))),
+        ("classes.json", Classes.read(Path(cfg.MODEL.WEIGHTS).parent)),
+        ("The config's dataset", Classes.of_config(cfg)),
+    ):
+        if classes is not None and len(classes.names) >= number:
+            return classes
+        if classes is not None:
+            logger.warning("%s names %d classes, the model has %d", where, len(classes.names),
+                           number)  # fmt: skip
+    return None
 
 
 def set_confidence_threshold(cfg: CfgNode, threshold: float) -> None:
@@ -90,29 +235,3 @@ def set_confidence_threshold(cfg: CfgNode, threshold: float) -> None:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = threshold
-
-
-def class_metadata(cfg: CfgNode) -> Metadata:
-    """What the catalog knows of the model's classes.
-
-    Args:
-        cfg: the first of its ``DATASETS.TEST`` and ``DATASETS.TRAIN`` that is registered and names
-            its classes counts.
-
-    Returns:
-        The data set's metadata; an empty one if there is none, or if the model has more classes.
-    """
-    is_retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    num_classes = (cfg.MODEL.RETINANET if is_retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        metadata = MetadataCatalog.get(name) if name in DatasetCatalog else Metadata()
-        names = metadata.get("thing_classes")
-        if names and len(names) >= num_classes:
-            return metadata
-        if names:
-            logger.warning(
-                "Data set '%s' names %d classes, the model has %d: shown by number",
-                *(name, len(names), num_classes),
-            )
-            break
-    return Metadata()

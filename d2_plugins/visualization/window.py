@@ -1,4 +1,4 @@
-"""The window of tools/demo.py."""
+"""A window on the screen for ``d2-plugins predict --show``."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ class Window:
     """A window on the screen."""
 
     def __init__(self, title: str) -> None:
-        """Open it.
+        """Open the window.
 
         Args:
-            title: in its frame.
+            title: title of the window.
 
         Raises:
             UsageError: there is no screen, or OpenCV was built without windows.
@@ -42,10 +42,10 @@ class Window:
 
         Args:
             picture: (H, W, 3) uint8, RGB.
-            wait_ms: milliseconds to wait for a key; 0 waits for one without end.
+            wait_ms: milliseconds to wait for a key; 0 waits until a key is pressed.
 
         Returns:
-            False if the user wants no more: Escape or q.
+            False if the user pressed Escape or q.
         """
         cv2.imshow(self._title, picture[:, :, ::-1])
         return cv2.waitKey(wait_ms) & 0xFF not in (_ESCAPE, ord("q"))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -20,7 +19,6 @@ from pycocotools import mask as mask_util
 from d2_plugins.cli.predict import main
 from d2_plugins.errors import UsageError
 from d2_plugins.visualization.detect_images import find_images
-from d2_plugins.visualization.detector import class_metadata
 from tests.support.toy import lively_model, toy_cfg, write_toy_coco
 
 THRESHOLD = 0.34
@@ -320,21 +318,6 @@ def test_classes_of_your_own(folder: Path, tmp_path: Path) -> None:
     expected = [k for found in detect(folder, photographs) for k in found.pred_classes.tolist()]
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["category_id"] for row in rows] == [(4, 9)[k] for k in expected]
-
-
-def test_class_names_of_the_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = toy_cfg(tmp_path)
-    shapes = MetadataCatalog.get("shapes_val").thing_classes
-    assert class_metadata(cfg).thing_classes == shapes
-    # A data set that is not registered here names nothing; the next one counts.
-    cfg.DATASETS.TEST = ("registered_nowhere",)
-    assert class_metadata(cfg).thing_classes == shapes
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(shapes) + 1
-    assert class_metadata(cfg).get("thing_classes") is None
-    assert "shown by number" in caplog.text
-    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-    cfg.MODEL.RETINANET.NUM_CLASSES = len(shapes)
-    assert class_metadata(cfg).thing_classes == shapes
 
 
 def test_find_images(tmp_path: Path) -> None:

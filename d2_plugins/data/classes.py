@@ -1,0 +1,101 @@
+"""The classes of a detector, which are kept with its run and in its checkpoints."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from ..files import atomic_write_json
+
+__all__ = ["Classes", "count_classes"]
+
+_FILE_NAME = "classes.json"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names and COCO category ids, in the order of the model's class indices.
+
+    It can be saved by a checkpointer, under the name "classes".
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    @classmethod
+    def of_dataset(cls, name: str) -> "Classes | None":
+        """Return the classes of a registered dataset; None if the catalog does not know them.
+
+        Datasets without category ids, such as VOC's, are numbered from 0.
+        """
+        if name not in DatasetCatalog:
+            return None
+        metadata = MetadataCatalog.get(name)
+        names = metadata.get("thing_classes")
+        if not names:
+            return None
+        indices = metadata.get("thing_dataset_id_to_contiguous_id") or dict(
+            zip(range(len(names)), range(len(names)), strict=True)
+        )
+        ids = {index: category for category, index in indices.items()}
+        return cls(tuple(names), tuple(int(ids[index]) for index in range(len(names))))
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> "Classes | None":
+        """Return the classes of the first dataset of a config that are known and fit its model.
+
+        ``DATASETS.TEST`` comes before ``DATASETS.TRAIN``.
+        """
+        for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+            classes = cls.of_dataset(name)
+            if classes is not None and len(classes.names) >= count_classes(cfg):
+                return classes
+        return None
+
+    @classmethod
+    def from_state(cls, state: Any) -> "Classes | None":
+        """Return the classes of a checkpoint's entry or of a file; None if it is not valid."""
+        if not isinstance(state, Mapping):
+            return None
+        names, ids = state.get("names"), state.get("category_ids")
+        if not isinstance(names, list | tuple) or not isinstance(ids, list | tuple):
+            return None
+        if len(names) != len(ids) or not all(isinstance(i, int) for i in ids):
+            return None
+        return cls(tuple(map(str, names)), tuple(ids))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Classes | None":
+        """Read ``classes.json`` in the folder of a run; None if it is missing or not valid."""
+        try:
+            return cls.from_state(json.loads((Path(folder) / _FILE_NAME).read_text("utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``classes.json`` into the folder of a run."""
+        atomic_write_json(Path(folder) / _FILE_NAME, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return names and category ids as plain lists."""
+        return {"names": list(self.names), "category_ids": list(self.category_ids)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Ignore the classes of a checkpoint: a resumed run has those of its dataset."""
+
+    def metadata(self) -> Metadata:
+        """Return the classes as detectron2's visualizers and evaluators take them."""
+        return Metadata(
+            thing_classes=list(self.names),
+            thing_dataset_id_to_contiguous_id={id_: k for k, id_ in enumerate(self.category_ids)},
+        )
+
+
+def count_classes(cfg: CfgNode) -> int:
+    """Return the number of classes that the model of a config predicts."""
+    is_retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    return (cfg.MODEL.RETINANET if is_retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
