@@ -124,7 +124,7 @@ def _inference(
     """Return a forward pass."""
 
     def run() -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return function(feature, weight)
 
     return run

@@ -8,11 +8,13 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from ..benchmark.adaptive_conv import adaptive_conv
 from ..benchmark.cascade_rpn import cascade_rpn, region_matching
+from ..benchmark.gpu_check import FULL, STEPS, TOY, gpu_check
 from ..benchmark.machine import describe_machine
 from ..benchmark.roi_heads import double_head, flagship_step, inverted_attention
 from .parsers import exit_status, text_parser
@@ -22,8 +24,12 @@ __all__ = ["BENCHMARKS", "main"]
 _EXAMPLE = """
 Example:
     $ d2-plugins benchmark adaptive-conv --json
+
+Check a machine with a GPU in ten minutes; the exit status is 0 if all checks pass:
+    $ d2-plugins benchmark gpu-check --output-dir gpu_check
 """
 
+_GPU_CHECK = "gpu-check"
 # Functions whose arguments all have defaults (numbers, names or sizes) and that return numbers by
 # name.
 BENCHMARKS: dict[str, Callable[..., Mapping[str, object]]] = {
@@ -43,13 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for those of the process.
 
     Returns:
-        The exit status: 0, or 2 after a mistake in the command line.
+        The exit status: 0; 1 if a check of the GPU failed; 2 after a mistake in the command line.
     """
     return exit_status(_run, _parser().parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> int:
     options = vars(args)
+    if args.benchmark == _GPU_CHECK:
+        return _run_gpu_check(args)
     benchmark = BENCHMARKS[options.pop("benchmark")]
     threads, as_json = options.pop("threads"), options.pop("json")
     if threads:
@@ -58,6 +66,13 @@ def _run(args: argparse.Namespace) -> int:
     results = benchmark(**options)
     print(json.dumps(results) if as_json else "\n".join(_lines(results)))
     return 0
+
+
+def _run_gpu_check(args: argparse.Namespace) -> int:
+    scale = TOY if args.toy else FULL
+    passed = gpu_check(args.output_dir, num_gpus=args.num_gpus, scale=scale, only=args.steps)
+    print(f"{'All checks passed' if passed else 'Some checks failed'}: {args.output_dir}")
+    return 0 if passed else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,7 +91,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, help="number of PyTorch's threads")
         for parameter in inspect.signature(function).parameters.values():
             _add_option(command, parameter)
+    _add_gpu_check(commands)
     return parser
+
+
+def _add_gpu_check(commands: Any) -> None:
+    text = "Check the kernels, detectors, launches and times on CUDA devices."
+    command = commands.add_parser(_GPU_CHECK, help=text, description=text)
+    command.add_argument("--output-dir", default="gpu_check", help="folder of the two reports")
+    command.add_argument("--num-gpus", type=int, default=1, help="with 2 and more, DDP is checked")
+    command.add_argument("--steps", nargs="+", choices=STEPS, default=[], help="only these steps")
+    command.add_argument("--toy", action="store_true", help="tiny inputs, no limits on times")
 
 
 def _add_option(command: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:

@@ -20,7 +20,7 @@ Each operator is checked, counted, and then computed on the CPU:
   sorting and indexing launch several kernels and count once.
 
 Not simulated: speed, memory, streams, races, dtypes that single kernels lack, bitwise results,
-several devices, NCCL. Real meta tensors are treated as device tensors.
+several devices, NCCL, ``torch.inference_mode``. Real meta tensors are treated as device tensors.
 
 The private interfaces of PyTorch used here were tried with the version in ``TRIED``.
 """

@@ -35,7 +35,6 @@ def _roi_align(*_: Any, out_val: Tensor) -> int:
 
 _OURS, _VISION = torch.ops.d2_plugins, torch.ops.torchvision
 _FORMULAS = flop_registry | {
-    torch.ops.aten.conv2d: _convolution(1, 0, 1),  # not taken apart in inference mode
     _OURS.adaptive_conv2d_gather: _convolution(ADAPTIVE[0], 0, 2),
     _OURS.adaptive_conv2d_gather_backward: _convolution(ADAPTIVE[1], 1, 3),
     _VISION.deform_conv2d: _convolution(DEFORMABLE[0], 0, 1),
