@@ -18,7 +18,16 @@ from detectron2.config import CfgNode
 from d2_plugins import get_cfg, model_zoo
 from d2_plugins.files import atomic_open, atomic_write_json
 
-__all__ = ["TABLES", "Row", "Table", "format_table", "missing_runs", "replace_table", "train_table"]
+__all__ = [
+    "TABLES",
+    "Results",
+    "Row",
+    "Table",
+    "format_table",
+    "missing_runs",
+    "replace_table",
+    "train_table",
+]
 
 Results = dict[str, list[dict[str, float]]]
 

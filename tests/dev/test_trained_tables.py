@@ -1,13 +1,24 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
 
 from d2_plugins import model_zoo
-from dev.trained_tables import TABLES, Row, Table, format_table, replace_table, train_table
+from dev import trained_tables
+from dev.trained_tables import (
+    TABLES,
+    Results,
+    Row,
+    Table,
+    format_table,
+    missing_runs,
+    replace_table,
+    train_table,
+)
 
 # Stands in for the training tool: scores the seed, fails where it is told to, and counts its runs.
 TRAINER = """
@@ -45,68 +56,124 @@ def example(**changes: object) -> Table:
     return Table(**{**values, **changes})
 
 
+def train(table: Table, tmp_path: Path, command: list[str], **options: int) -> Results:
+    return train_table(table, tmp_path / "runs", tmp_path / "records", command, **options)
+
+
+def calls(tmp_path: Path) -> list[str]:
+    return [path.read_text() for path in tmp_path.glob("runs/*/calls")]
+
+
 def test_rows_are_trained_once_with_every_seed(tmp_path: Path, train_command: list[str]) -> None:
     table = example()
+    assert len(missing_runs(table, tmp_path / "records")) == 6
     for _ in range(2):
-        results = train_table(table, tmp_path / "runs", train_command, jobs=2)
+        results = train(table, tmp_path, train_command, jobs=2)
         assert [run["bbox/AP"] for run in results["+ two"]] == [10.0, 20.0, 30.0]
-    assert len(list(tmp_path.glob("runs/*/calls"))) == 6
-    assert all(len(path.read_text()) == 1 for path in tmp_path.glob("runs/*/calls"))
-    entry = json.loads((tmp_path / "runs" / "two_seed3" / "table_entry.json").read_text())
-    assert entry["config"] == "Demo/double_head.yaml"
-    assert entry["opts"] == [
-        "SOLVER.STEPS",
-        "(3, 4)",
-        "MODEL.WEIGHTS",
-        "",
-        "SOLVER.MAX_ITER",
-        "5",
-        "SEED",
-        "3",
-    ]
+    assert [len(text) for text in calls(tmp_path)] == [1] * 6
+    assert missing_runs(table, tmp_path / "records") == []
+    record = json.loads((tmp_path / "records" / "two_seed3.json").read_text())
+    assert record["config"] == "Demo/double_head.yaml"
+    assert record["opts"] == [*table.opts, "SOLVER.MAX_ITER", "5", "SEED", "3"]
+
+
+def test_records_alone_are_enough(tmp_path: Path, train_command: list[str]) -> None:
+    before = train(example(), tmp_path, train_command)
+    shutil.rmtree(tmp_path / "runs")
+    assert train(example(), tmp_path, train_command) == before
+    assert calls(tmp_path) == []
 
 
 def test_changed_options_train_again(tmp_path: Path, train_command: list[str]) -> None:
-    train_table(example(), tmp_path / "runs", train_command)
-    train_table(example(opts=("SOLVER.STEPS", "(5,)")), tmp_path / "runs", train_command)
-    assert all(len(path.read_text()) == 2 for path in tmp_path.glob("runs/*/calls"))
+    train(example(), tmp_path, train_command)
+    train(example(opts=("SOLVER.STEPS", "(5,)")), tmp_path, train_command)
+    assert [len(text) for text in calls(tmp_path)] == [2] * 6
+
+
+def edit_configs(monkeypatch: pytest.MonkeyPatch, edit: Callable[[CfgNode], None]) -> None:
+    get_config = model_zoo.get_config
+
+    def get_edited_config(name: str) -> CfgNode:
+        cfg = get_config(name)
+        edit(cfg)
+        return cfg
+
+    monkeypatch.setattr(model_zoo, "get_config", get_edited_config)
 
 
 def test_a_changed_config_trains_again(
     tmp_path: Path, train_command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_table(example(), tmp_path / "runs", train_command)
-    get_config = model_zoo.get_config
+    train(example(), tmp_path, train_command)
+    edit_configs(monkeypatch, lambda cfg: cfg.SOLVER.merge_from_list(["BASE_LR", 0.5]))
+    train(example(), tmp_path, train_command)
+    assert [len(text) for text in calls(tmp_path)] == [2] * 6
 
-    def get_edited_config(name: str) -> CfgNode:
-        cfg = get_config(name)
-        cfg.SOLVER.BASE_LR *= 2
-        return cfg
 
-    monkeypatch.setattr(model_zoo, "get_config", get_edited_config)
-    train_table(example(), tmp_path / "runs", train_command)
-    assert all(len(path.read_text()) == 2 for path in tmp_path.glob("runs/*/calls"))
+def test_a_new_key_with_its_default_does_not_train_again(
+    tmp_path: Path, train_command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(example(), tmp_path, train_command)
+    edit_configs(monkeypatch, lambda cfg: cfg.MODEL.__setitem__("LATER", 0))
+    defaults = trained_tables.get_cfg()
+    defaults.MODEL.LATER = 0
+    monkeypatch.setattr(trained_tables, "get_cfg", lambda: defaults)
+    train(example(), tmp_path, train_command)
+    assert [len(text) for text in calls(tmp_path)] == [1] * 6
+
+
+def test_rows_that_evaluate_another_rows_weights(
+    tmp_path: Path, train_command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not trained; the evaluation gets the other row's weights and the row's options."""
+    commands = []
+
+    def call(command: list[str], log: Path, threads: int) -> None:
+        commands.append(command)
+        if "evaluate_run.py" in command[1]:
+            Path(command[3]).write_text('{"bbox/AP": 7.0}')
+        else:
+            (log.parent / "metrics.json").write_text('{"bbox/AP": 5.0}')
+
+    monkeypatch.setattr(trained_tables, "_call", call)
+    (tmp_path / "runs" / "ext_seed1").mkdir(parents=True)
+    option = ("MODEL.DOUBLE_HEAD.FUSION", "fc")
+    rows = (
+        Row("ext", "Demo/double_head.yaml"),
+        Row("ext, fc", "Demo/double_head.yaml", option, weights_of="ext"),
+    )
+    table = example(rows=rows, seeds=(1,))
+    results = train(table, tmp_path, train_command)
+    assert (results["ext"][0]["bbox/AP"], results["ext, fc"][0]["bbox/AP"]) == (5.0, 7.0)
+    trained, evaluated = commands
+    assert option[0] not in trained
+    weights = str(tmp_path / "runs" / "ext_seed1" / "model_final.pth")
+    assert evaluated[-2:] == ["MODEL.WEIGHTS", weights]
+    assert [*table.opts, *option] == evaluated[4 : 4 + len(table.opts) + 2]
+    assert missing_runs(table, tmp_path / "records") == []
+    other = example(rows=rows, seeds=(1,), opts=("SOLVER.MAX_ITER", "3"))
+    assert missing_runs(other, tmp_path / "records") == ["ext_seed1", "ext_fc_seed1"]
 
 
 def test_failed_run_names_its_log(tmp_path: Path, train_command: list[str]) -> None:
     table = example(rows=(Row("bad", "Demo/faster_rcnn_IA.yaml"),))
     with pytest.raises(RuntimeError, match=r"status 1: see .*bad_seed1.output\.txt"):
-        train_table(table, tmp_path / "runs", train_command)
+        train(table, tmp_path, train_command)
     assert "no such luck" in (tmp_path / "runs" / "bad_seed1" / "output.txt").read_text()
-    assert not (tmp_path / "runs" / "bad_seed1" / "table_entry.json").exists()
+    assert missing_runs(table, tmp_path / "records")[0] == "bad_seed1"
 
 
-def test_table_has_means_seeds_and_options() -> None:
+def test_table_has_means_spreads_and_options() -> None:
     runs = {
         "one": [{"bbox/AP": ap, "minutes": 2.0} for ap in (1.0, 2.0, 4.5)],
         "+ two": [{"bbox/AP": 7.0, "minutes": 3.0}] * 3,
     }
     lines = format_table(example(), runs).splitlines()
     assert lines[2:6] == [
-        "| model | AP | minutes | config |",
-        "|---|---|---|---|",
-        "| one | 2.5 (1.0, 2.0, 4.5) | 2.0 | `Demo/faster_rcnn.yaml` |",
-        "| + two | 7.0 (7.0, 7.0, 7.0) | 3.0 | `Demo/double_head.yaml` |",
+        "| model | AP | config |",
+        "|---|---|---|",
+        "| one | 2.5 ± 1.8 | `Demo/faster_rcnn.yaml` |",
+        "| + two | 7.0 ± 0.0 | `Demo/double_head.yaml` `SOLVER.MAX_ITER 5` |",
     ]
     assert (
         lines[-1]
