@@ -39,7 +39,7 @@ PENDING = (
 BETTER = {
     r'"""(What|Which|Whether|How many)\b': 'begin with a verb or a noun: "Return ..."',
     r'"""Args:': "begin with a sentence",
-    r"(?<!there )\b(is|are|was|were) no\b(?! longer)": '"is not a"',
+    r"(?<!there )\b(is|are|was|were) no\b(?! longer|$)": '"is not a"',
     r"\banew\b": '"again"',
     r"\bat hand\b": '"available"',
     r"\bto be had\b": '"available"',

@@ -1,4 +1,4 @@
-"""What the Markdown pages hold: code blocks, links and anchors."""
+"""Code blocks, links and anchors of the Markdown pages."""
 
 import re
 from collections import Counter
@@ -22,13 +22,13 @@ PAGES = (
 
 @dataclass(frozen=True)
 class Block:
-    """A code block, and where it stands.
+    """A code block of a page.
 
     Attributes:
-        page: relative to the checkout.
-        line: of its first fence.
-        language: what the fence says; empty where it says nothing, or where there is no fence.
-        text: its content, without the indentation of a list around it.
+        page: path of the page, relative to the checkout.
+        line: line number of the opening fence.
+        language: the word after the opening fence; empty if there is none.
+        text: content, without the indentation of a list around it.
     """
 
     page: str
@@ -40,16 +40,18 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-def blocks(page: str) -> list[Block]:
-    return [
+def blocks(page: str, *languages: str) -> list[Block]:
+    """Return the code blocks of a page, in order; all languages if none are named."""
+    found = [
         Block(page, line, token.info.strip(), token.content)
         for line, token in _tokens(REPO / page)
         if token.type in ("fence", "code_block")
     ]
+    return [block for block in found if block.language in languages or not languages]
 
 
 def links(path: Path) -> list[tuple[int, str]]:
-    """Lines and targets of the links and pictures."""
+    """Return line number and target of each link and image."""
     return [
         (line, str(child.attrs["src" if child.type == "image" else "href"]))
         for line, token in _tokens(path)
@@ -59,7 +61,7 @@ def links(path: Path) -> list[tuple[int, str]]:
 
 
 def anchors(path: Path) -> set[str]:
-    """What GitHub makes of the headings."""
+    """Return the anchors that GitHub makes of the headings."""
     seen: Counter[str] = Counter()
     found = set()
     for title in _headings(path):
@@ -78,7 +80,7 @@ def _headings(path: Path) -> Iterator[str]:
 
 @cache
 def _tokens(path: Path) -> list[tuple[int, Token]]:
-    """The block tokens, each with its line; cells of a table have their row's."""
+    """Return the block tokens, each with its line; table cells have the line of their row."""
     line, found = 1, []
     for token in MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8")):
         line = token.map[0] + 1 if token.map else line

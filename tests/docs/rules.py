@@ -1,7 +1,6 @@
-"""What is run differently from how the documentation has it, and what is not run.
+"""Changes to documented commands before they are run, and commands that are not run.
 
-The patterns are looked for in a command as the shell passes it on, with "python" for any way to
-write the interpreter and without it before a tool.
+The patterns match a command as the shell passes it on, joined by :func:`shlex.join`.
 """
 
 import re
@@ -12,14 +11,14 @@ from tests.support.toy import TOY_LAZY_OPTS
 
 
 class Change(NamedTuple):
-    """``re.sub(pattern, replacement, command)``, and why."""
+    """``re.sub(pattern, replacement, command)`` and its reason."""
 
     pattern: str
     replacement: str
     reason: str
 
 
-# KEY VALUE pairs behind those of the documentation: a detector and a run that take a second.
+# KEY VALUE pairs that are added to the documented ones: a detector and a run of about a second.
 _SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.BACKBONE.FREEZE_AT": "0",
@@ -52,85 +51,92 @@ _SMALL = {
 }
 SMALL = [word for pair in _SMALL.items() for word in pair]
 
-_TAKES_KEYS = r"tools/(train_net|run_demo|demo|visualize_\w+|analyze_model|export_model)\.py"
+_TAKES_KEYS = (
+    r"(d2-plugins (train|predict|visualize-\w+|analyze|export|demo)|tools/(train_net|run_demo)\.py)"
+    r"(?= |$).*"
+)
+_LAZY = shlex.join((*TOY_LAZY_OPTS, "train.max_iter=2"))
 
 CHANGED: tuple[Change, ...] = (
-    Change(r"^make demo$", "make --assume-old=install demo", "the environment is there"),
+    Change(
+        r"^make demo$",
+        "make --assume-old=install 'PY=python -m tests.docs.commands' demo",
+        "the environment exists, and the demo is made small",
+    ),
     Change(r"--num-gpus \d+", "--num-gpus 0", "there may be no GPU"),
     Change(
-        rf"^(?!.* MODEL\.WEIGHTS ){_TAKES_KEYS}.*",
+        rf"^(?!.* MODEL\.WEIGHTS ){_TAKES_KEYS}",
         r"\g<0> MODEL.WEIGHTS ''",
-        "the weights that a config names are downloaded, and fit the detector of full size",
+        "the weights of a config are downloaded and fit the detector of full size",
     ),
-    Change(rf"^{_TAKES_KEYS}.*", rf"\g<0> {shlex.join(SMALL)}", "seconds, not hours"),
+    Change(rf"^{_TAKES_KEYS}", rf"\g<0> {shlex.join(SMALL)}", "seconds, not hours"),
     Change(
-        r"^tools/export_model\.py.*",
+        r"^d2-plugins export.*",
         r"\g<0> INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 128 "
         r"MODEL.RPN.PRE_NMS_TOPK_TEST 1000 MODEL.RPN.POST_NMS_TOPK_TEST 1000 "
         r"MODEL.RPN.NMS_THRESH 1.0 MODEL.ROI_HEADS.NMS_THRESH_TEST 1.0 "
         r"MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 TEST.DETECTIONS_PER_IMAGE 9999",
-        "files are for images of at least 96 pixels; random weights score all boxes alike, so that "
-        "rounding chooses among them",
+        "exported files need images of 96 pixels and more; all boxes are kept because random "
+        "weights give them nearly equal scores, and rounding would decide which remain",
     ),
+    Change(r"^d2-plugins train-lazy.*", rf"\g<0> {_LAZY}", "seconds, not hours"),
     Change(
-        r"^tools/lazyconfig_train_net\.py.*",
-        rf"\g<0> {shlex.join((*TOY_LAZY_OPTS, 'train.max_iter=2'))}",
-        "seconds, not hours",
-    ),
-    Change(
-        r"^tools/visualize_attention\.py.*",
+        r"^d2-plugins visualize-attention.*",
         r"\g<0> MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0",
-        "there has to be a detection, whatever the random weights",
+        "random weights give low scores, and a detection is needed",
     ),
-    Change(r"^tools/benchmark\.py [\w-]+", r"\g<0> --repeats 1", "minutes"),
+    Change(r"^d2-plugins benchmark [\w-]+", r"\g<0> --repeats 1", "minutes"),
     Change(
-        r"^tools/benchmark\.py (double-head|inverted-attention)", r"\g<0> --num-rois 8", "minutes"
+        r"^d2-plugins benchmark (double-head|inverted-attention)",
+        r"\g<0> --num-rois 8",
+        "minutes",
     ),
     Change(r"^(?!.* --only )dev/make_zoo\.py.*", r"\g<0> --only Demo/faster_rcnn.yaml", "minutes"),
     Change(
         r"^python -m pytest.*",
-        r"\g<0> --collect-only -n 0",
-        "the tests that it names run by themselves",
+        r"\g<0> --collect-only -n 0 -p no:cacheprovider",
+        "the tests themselves run in this suite",
     ),
 )
 
-_WHOLE = "downloads a data set, or wants the files of the whole of it"
+_WHOLE = "downloads a dataset, or needs all of its files"
 _INSTALLS = "installs packages"
 
-# Commands that are not run, and why. The arguments of our tools are parsed all the same.
+# Patterns of commands that are not run, and the reason. Arguments of d2-plugins are still parsed.
 NOT_RUN: dict[str, str] = {
     r"make install": _INSTALLS,
     r"make test": "runs this test",
     r"make format lint": "rewrites the checkout",
+    r"source \.venv/bin/activate": "the environment is that of the tests",
     r"pip install \.": _INSTALLS,
     r"pip install --no-build-isolation git\+https": _INSTALLS,
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",
     r"dev/install\.sh": _INSTALLS,
     r"dev/reproduce_tables\.py": "trains for hours; tests/dev/test_trained_tables.py trains less",
-    r"tools/prepare_datasets\.py coco2017": _WHOLE,
-    r"tools/prepare_datasets\.py voc": _WHOLE,
-    r"tools/prepare_datasets\.py penn_fudan": _WHOLE,
-    r"tools/prepare_datasets\.py check penn_fudan_train": _WHOLE,
+    r"d2-plugins prepare coco2017": _WHOLE,
+    r"d2-plugins prepare voc": _WHOLE,
+    r"d2-plugins prepare penn_fudan": _WHOLE,
+    r"d2-plugins check penn_fudan_train": _WHOLE,
 }
 
-# What a page may take for granted, and the command that makes it before the page is run.
+# Folders that a page may use, and the command that makes each of them before the page is run.
 PRESUPPOSED: dict[str, str] = {"output/demo": "make demo"}
 
-# Weights of the reader's own: random ones are written where they are loaded from.
+# Weights of the reader: random ones are written when they are loaded.
 READERS_WEIGHTS = ("model_final.pth",)
 
-# Blocks with these take longer than 20 s on a busy machine.
-SLOW = re.compile(r"tools/(export_model|make_zoo)\.py|--num-machines|-m pytest")
+# A page with one of these takes longer than 20 s on a busy machine.
+SLOW = re.compile(r"d2-plugins export|dev/make_zoo\.py|--num-machines|-m pytest")
 
 
 def small(command: str) -> str:
-    """``command`` as it is run."""
+    """Return the command as it is run."""
     for change in CHANGED:
         command = re.sub(change.pattern, change.replacement, command, flags=re.S)
     return command
 
 
 def why_not_run(command: str) -> str | None:
-    """The reason, or None for a command that is run."""
+    """Return the reason, or None for a command that is run."""
     return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, command)), None)

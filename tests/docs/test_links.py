@@ -1,4 +1,4 @@
-"""Links within the documentation lead to pages, headings and files that are there."""
+"""Links within the documentation lead to pages, headings and files that exist."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.helpers import REPO
 
 
 def problem(page: Path, target: str) -> str | None:
-    """What is wrong with a link, if it stays within the checkout."""
+    """Return what is wrong with a link within the checkout; None for a good or external link."""
     if "://" in target or target.startswith("mailto:"):
         return None
     name, _, anchor = target.partition("#")
@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_every_page_is_linked() -> None:
-    """From the README, or from a page that is."""
+    """Every page can be reached from the README."""
     reached, front = set(), [REPO / "README.md"]
     while front:
         page = front.pop()
