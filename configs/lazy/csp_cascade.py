@@ -1,8 +1,8 @@
 """The flagship as a LazyConfig: the model, data and schedule of configs/csp_cascade.yaml.
 
-Batch and learning rate are for eight GPUs, as there; nothing is scaled to another number.
+Batch size and learning rate are for eight GPUs, as there, and are not scaled to another number.
 
-    tools/lazyconfig_train_net.py --config-file configs/lazy/csp_cascade.py --num-gpus 8
+    d2-plugins train-lazy --config-file lazy/csp_cascade.py --num-gpus 8
 """
 
 import detectron2.data.transforms as T
@@ -121,7 +121,7 @@ model = L(GeneralizedRCNN)(
 )
 
 optimizer = L(torch.optim.SGD)(
-    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),  # its model is set later
+    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),  # the model is set later
     lr=0.02,
     momentum=0.9,
     weight_decay=1e-4,
@@ -172,7 +172,7 @@ train = {
     "init_checkpoint": "timm://cspresnext50.ra_in1k",
     "max_iter": 90000,
     "amp": {"enabled": False},
-    "clip_norm": 35.0,  # of the whole model's gradient; None leaves it
+    "clip_norm": 35.0,  # norm of the whole gradient; None for no clipping
     "checkpointer": {"period": 5000},
     "eval_period": 5000,
     "log_period": 20,

@@ -46,7 +46,7 @@ class Page:
     def prepare(self, text: str) -> None:
         """Run the commands whose results the text of the page uses."""
         for path, command in PRESUPPOSED.items():
-            if path in text:
+            if path in text and command not in text:
                 self.run(Block("before the page", 0, "bash", command))
 
     def run(self, block: Block) -> None:
