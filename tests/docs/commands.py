@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -21,6 +23,8 @@ def run_command(words: Sequence[str]) -> int:
     """Run a command as the rules change it, and return its exit status (0 if it is not run)."""
     from tests.docs import rules
 
+    if list(words[:3]) == ["python", "-m", "d2_plugins"]:
+        words = ["d2-plugins", *words[3:]]
     command = shlex.join(words)
     if rules.why_not_run(command):
         if words[0] == "d2-plugins":
@@ -36,11 +40,12 @@ def run_command(words: Sequence[str]) -> int:
         sys.argv = list(words)
         runpy.run_path(words[0], run_name="__main__")
     elif words[:3] == ["python", "-m", "pytest"]:
-        return subprocess.call([sys.executable, *words[1:]], cwd=REPO)
+        os.chdir(REPO)
+        return int(pytest.main([*words[3:]]))
     elif words[:2] == ["python", "-c"]:
         run_python(words[2])
     elif words[0] == "make":
-        return subprocess.call(words)
+        return run_command(shlex.split(subprocess.check_output(words, text=True)))
     else:
         raise SystemExit(f"'{command}' is not in NOT_RUN of tests/docs/rules.py")
     return 0

@@ -102,9 +102,9 @@ class Page:
 
 def _has_operators(text: str) -> bool:
     """Tell whether a bash block is more than a list of commands: pipes, loops, &&, ..."""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(text, punctuation_chars=True)  # not posix: quoted words keep their quotes
     lexer.whitespace_split = True
-    return any(token == "for" or not set(token) - set("();<>|&") for token in lexer if token)
+    return any(token == "for" or not set(token) - set("();<>|&") for token in lexer)
 
 
 def _lines(text: str) -> Iterator[str]:
