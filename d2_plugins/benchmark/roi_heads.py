@@ -27,6 +27,19 @@ _STRIDES = (4, 8, 16, 32)
 _EXT = {"LAMBDA_FC": 0.7, "LAMBDA_CONV": 0.8, "NUM_CONV": 2, "CONV_BLOCKS": "nonlocal"}
 
 
+class _Selective(nn.Module):
+    """The two heads of a Double-Head at inference, with some of the RoIs in the conv head."""
+
+    def __init__(self, heads: ROIHeads, share: float) -> None:
+        super().__init__()
+        self.head, self.predictor, self.share = heads.box_head, heads.box_predictor, share
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, ...]:
+        fc = self.head.fc_head(regions[0])
+        chosen = torch.arange(round(self.share * len(fc)), device=fc.device)
+        return self.predictor((fc, self.head.conv_head(regions[-1][chosen])), chosen)
+
+
 class _PooledAlready(nn.Module):
     """Replacement for the pooler of ``heads`` that returns features pooled once, as a leaf."""
 
@@ -44,12 +57,14 @@ class _PooledAlready(nn.Module):
 
 
 def double_head(
-    num_rois: int = 300, repeats: int = 5, device: str = "cpu"
+    num_rois: int = 300, conv_head_share: float = 0.5, repeats: int = 5, device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
     """Measure box heads at inference next to detectron2's head of two fc layers; 80 classes.
 
     Args:
         num_rois: number of RoIs of an image.
+        conv_head_share: share of the RoIs that the conv head sees in "Double-Head-Ext, selective",
+            see ``MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE``; it sees all of them in the other heads.
         repeats: number of measured pairs.
         device: "cpu" or "cuda".
 
@@ -62,12 +77,16 @@ def double_head(
         "4 conv, 1 fc": _build("StandardROIHeads", box_head={"NUM_CONV": 4, "NUM_FC": 1}),
         "Double-Head": _build("DoubleHeadROIHeads"),
         "Double-Head-Ext": _build("DoubleHeadROIHeads", double_head=_EXT),
+        "Double-Head-Ext, selective": _build("DoubleHeadROIHeads", double_head=_EXT),
     }
     regions = torch.randn(2, num_rois, _CHANNELS, 7, 7).to(device)
     runs: dict[str, Callable[[], object]] = {}
     results = {}
     for name, head in heads.items():
-        branch = nn.Sequential(head.box_head, head.box_predictor).eval().to(device)
+        branch: nn.Module = nn.Sequential(head.box_head, head.box_predictor)
+        if name.endswith("selective"):
+            branch = _Selective(head, conv_head_share)
+        branch = branch.eval().to(device)
         x = regions if name.startswith("Double") else regions[0]
         runs[name] = torch.no_grad()(partial(branch, x))
         results[name] = {

@@ -11,7 +11,7 @@ FC = 256 * 49 * 1024 + 1024 * 1024
 
 
 def test_double_head_counts_what_the_formulas_say(work_clock: WorkClock) -> None:
-    results = double_head(num_rois=2, repeats=1)
+    results = double_head(num_rois=2, conv_head_share=0.5, repeats=1)
     conv = 9 * 256 * 256 * 49
     expected = {
         "2 fc": (14_306_705, FC + PREDICTORS),
@@ -22,6 +22,10 @@ def test_double_head_counts_what_the_formulas_say(work_clock: WorkClock) -> None
         assert results[name]["parameters_m"] == pytest.approx(parameters / 1e6)
         assert results[name]["gmacs"] == pytest.approx(2 * macs / 1e9)
     assert results["Double-Head-Ext"]["parameters_m"] == pytest.approx(22.274338)
+    # One of the two RoIs goes through the conv head.
+    every, some = (results[f"Double-Head-Ext{name}"]["gmacs"] for name in ("", ", selective"))
+    fc = 2 * (FC + 1024 * (81 + 320)) / 1e9
+    assert some - fc == pytest.approx((every - fc) / 2)
     baseline = results["2 fc"]["gmacs"]
     for result in results.values():
         assert result["time_ratio"] == pytest.approx(result["gmacs"] / baseline)
