@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .double_head_box_head import ConvHead, DoubleHeadBoxHead
-from .double_head_pooler import DoubleHeadPooler, align_mask
+from .double_head_pooler import DoubleHeadPooler
 from .double_head_predictor import DoubleHeadOutputLayers, Predictions
 from .inverted_attention import Inversion
 from .inverted_attention_heads import InvertedAttentionMixin, PluginCascadeROIHeads, PluginROIHeads
@@ -128,7 +128,7 @@ class _DoubleHeadMixin(InvertedAttentionMixin):
         )
         conv_view = regions[-1]
         if self.inverted_attention.apply_to == "both":
-            mask = align_mask(inversion.mask, self.box_pooler.scale)
+            mask = self.box_pooler.align_mask(inversion.mask)
             conv_view = conv_view * mask.to(conv_view)
         return torch.stack([fc_view, conv_view]), inversion
 

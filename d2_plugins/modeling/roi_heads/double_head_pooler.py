@@ -17,7 +17,7 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-__all__ = ["DoubleHeadPooler", "align_mask", "enlarge_boxes"]
+__all__ = ["DoubleHeadPooler", "enlarge_boxes"]
 
 
 def enlarge_boxes(boxes: Tensor, scale: float) -> Tensor:
@@ -35,30 +35,6 @@ def enlarge_boxes(boxes: Tensor, scale: float) -> Tensor:
     return torch.cat([centers - half_sizes, centers + half_sizes], dim=1)
 
 
-def align_mask(mask: Tensor, scale: float) -> Tensor:
-    """Carry a mask over a RoI to the enlarged RoI, so that it hides the same places of the image.
-
-    A cell of the enlarged RoI takes the mask of the cell its centre falls into; cells whose centre
-    lies outside the original RoI stay on.
-
-    Args:
-        mask: (R, C or 1, P, P), or (R, C, 1, 1) for a mask that is the same everywhere.
-        scale: the enlargement, see :func:`enlarge_boxes`.
-
-    Returns:
-        A mask of the same shape; for scale 1 the same mask.
-    """
-    size = mask.shape[-1]
-    if scale == 1 or size == 1:
-        return mask
-    centers = (torch.arange(size, device=mask.device) + 0.5) / size
-    cells = torch.floor(((centers - 0.5) * scale + 0.5) * size).long()
-    outside = (cells < 0) | (cells >= size)
-    cells = cells.clamp(0, size - 1)
-    aligned = mask[..., cells, :][..., cells]
-    return aligned.masked_fill(outside[:, None] | outside, 1)
-
-
 class DoubleHeadPooler(nn.Module):
     """Pools each RoI as it is (for the fc head) and enlarged (for the conv head).
 
@@ -70,6 +46,9 @@ class DoubleHeadPooler(nn.Module):
     :meth:`locate`, :meth:`pool` and :meth:`enlarge` are its parts, for callers that pool the views
     one after the other.
     """
+
+    _cells: Tensor
+    _outside: Tensor
 
     def __init__(self, pooler: ROIPooler, scale: float) -> None:
         """Wrap a pooler.
@@ -86,6 +65,13 @@ class DoubleHeadPooler(nn.Module):
             raise ValueError(f"MODEL.DOUBLE_HEAD.REG_ROI_SCALE is {scale}; allowed: above 0")
         self.pooler = pooler
         self.scale = scale
+        # Where the cells of an enlarged RoI have their centre in the RoI itself, for align_mask.
+        size = pooler.output_size[0]
+        centers = (torch.arange(size) + 0.5) / size
+        cells = torch.floor(((centers - 0.5) * scale + 0.5) * size).long()
+        outside = (cells < 0) | (cells >= size)
+        self.register_buffer("_cells", cells.clamp(0, size - 1), persistent=False)
+        self.register_buffer("_outside", outside[:, None] | outside, persistent=False)
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """Pool both views of every RoI.
@@ -114,14 +100,15 @@ class DoubleHeadPooler(nn.Module):
             as they are.
         """
         pooler = self.pooler
+        rois = convert_boxes_to_pooler_format(box_lists)
         levels = assign_boxes_to_levels(
-            box_lists,
+            [Boxes(rois[:, 1:])],
             pooler.min_level,
             pooler.max_level,
             pooler.canonical_box_size,
             pooler.canonical_level,
         )
-        return convert_boxes_to_pooler_format(box_lists), levels
+        return rois, levels
 
     def enlarge(self, rois: Tensor) -> Tensor:
         """Return the conv head's view of (R, 5) RoIs, in the same form."""
@@ -145,7 +132,25 @@ class DoubleHeadPooler(nn.Module):
         if len(poolers) == 1:
             return poolers[0](x[0], rois)
         regions = x[0].new_zeros(rois.shape[0], x[0].shape[1], *self.pooler.output_size)
+        in_level = levels == torch.arange(len(poolers), device=levels.device)[:, None]
         for level, pooler in enumerate(poolers):
-            (rows,) = (levels == level).nonzero(as_tuple=True)
+            (rows,) = in_level[level].nonzero(as_tuple=True)
             regions.index_put_((rows,), pooler(x[level], rois[rows]))
         return regions
+
+    def align_mask(self, mask: Tensor) -> Tensor:
+        """Carry a mask over RoIs to the enlarged RoIs, to hide the same places of the image.
+
+        A cell of the enlarged RoI takes the mask of the cell its centre falls into; cells whose
+        centre lies outside the original RoI stay on.
+
+        Args:
+            mask: (R, C or 1, P, P), or (R, C, 1, 1) for a mask that is the same everywhere.
+
+        Returns:
+            A mask of the same shape; for scale 1 the same mask.
+        """
+        if self.scale == 1 or mask.shape[-1] == 1:
+            return mask
+        aligned = mask[..., self._cells, :][..., self._cells]
+        return aligned.masked_fill(self._outside, 1)

@@ -251,11 +251,12 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
         losses = {name: focused[name] for name in ("loss_cls", "loss_box_reg")}
         scores_conv, deltas_fc = predictions[2:] or (None, None)
         # Not by super().losses, which would log a second set of accuracies and wait for the device.
+        gt_classes = cat([p.gt_classes for p in proposals])
         if scores_conv is not None:
-            loss = self._classification_loss(scores_conv, cat([p.gt_classes for p in proposals]))
+            loss = self._classification_loss(scores_conv, gt_classes)
             losses["loss_cls_conv"] = loss * self.loss_weight.get("loss_cls", 1.0)
         if deltas_fc is not None:
-            loss = self._box_loss(deltas_fc, proposals)
+            loss = self.box_reg_loss(*_boxes(proposals), deltas_fc, gt_classes)
             losses["loss_box_reg_fc"] = loss * self.loss_weight.get("loss_box_reg", 1.0)
         return {name: losses[name] * weight for name, weight in self.head_weight.items()}
 
@@ -307,13 +308,15 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
             return self.sigmoid_cross_entropy_loss(scores, gt_classes)
         return cross_entropy(scores, gt_classes, reduction="mean")
 
-    def _box_loss(self, deltas: Tensor, proposals: list[Instances]) -> Tensor:
-        boxes = cat([p.proposal_boxes.tensor for p in proposals])
-        # An image without objects has no gt_boxes, and none of its RoIs has a box loss.
-        gt_boxes = cat(
-            [p.get("gt_boxes" if p.has("gt_boxes") else "proposal_boxes").tensor for p in proposals]
-        )
-        return self.box_reg_loss(boxes, gt_boxes, deltas, cat([p.gt_classes for p in proposals]))
+
+def _boxes(proposals: list[Instances]) -> tuple[Tensor, Tensor]:
+    """Return the RoIs (R, 4) and their ground truth (R, 4)."""
+    boxes = cat([p.proposal_boxes.tensor for p in proposals])
+    # An image without objects has no gt_boxes, and none of its RoIs has a box loss.
+    gt_boxes = cat(
+        [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+    )
+    return boxes, gt_boxes
 
 
 def _linear(in_features: int, out_features: int, *, std: float) -> nn.Linear:

@@ -11,13 +11,14 @@ Beyond the reference: any pooled resolution, batches without foreground, without
 without RoIs, ignored labels, no gradient written or cleared anywhere, one forward less.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["Inversion", "InvertedAttention", "attention_map", "eval_mode", "hardest", "strongest"]
 
@@ -61,26 +62,29 @@ def strongest(values: Tensor, share: float) -> Tensor:
     return values > values.topk(count + 1, dim=1).values[:, -1:]
 
 
-def hardest(change: Tensor, members: Tensor, fraction: float) -> Tensor:
-    """Mark, among some RoIs, those that suffer most from their mask.
+def hardest(change: Tensor, groups: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Mark, in groups of RoIs, those whose true class suffers most from the mask.
 
     They are those whose change is strictly above the value at index ``round(fraction * n)`` of the
-    n members' changes in descending order: at most that many, and none with a change of 0.
+    n changes of their group in descending order: at most that many, and none with a change of 0.
 
     Args:
-        change: (R,) fall of the true class's probability, not negative.
-        members: (R,) bool, the RoIs to choose from.
-        fraction: in [0, 1].
+        change: (R,) drop of the true class's probability, not negative.
+        groups: (G, R) bool, the RoIs of each group; groups do not overlap.
+        fractions: G shares in [0, 1].
 
     Returns:
         (R,) bool.
     """
-    # Computed on the device throughout: the number of members is not known on the host. Others
-    # sort last, behind one more entry for the index after the last.
-    ranked = torch.cat([change.where(members, -1.0), change.new_full((1,), -1.0)])
-    ranked = ranked.sort(descending=True).values
-    threshold = ranked.gather(0, _count(members, fraction)).clamp(min=0)
-    return members & (change > threshold)
+    # All on the device: the host does not know how many RoIs a group has. RoIs of other groups sort
+    # last, in front of one more entry for the index after the last.
+    ranked = F.pad(change.where(groups, -1.0), (0, 1), value=-1.0)
+    ranked = ranked.sort(dim=1, descending=True).values
+    sizes = groups.sum(dim=1).double()
+    counts = torch.stack([n * share for n, share in zip(sizes, fractions, strict=True)])
+    # Half to even, as Python rounds.
+    thresholds = ranked.gather(1, counts.round().long()[:, None]).clamp(min=0)
+    return (groups & (change > thresholds)).any(dim=0)
 
 
 @contextmanager
@@ -234,22 +238,24 @@ class InvertedAttention:
             masks came about.
         """
         with eval_mode(modules), torch.autocast(features.device.type, enabled=False):
+            columns = labels.clamp(min=0)[:, None]
             inputs = features.detach().float().requires_grad_()
             with torch.enable_grad():
                 logits = score(inputs)
                 # RoIs do not see each other, so ignored ones may stay in the sum.
-                total = _of_true_class(logits, labels).sum()
+                total = logits.gather(1, columns).sum()
                 (gradient,) = torch.autograd.grad(total, inputs)
             num_classes = logits.shape[1] - 1
-            foreground = (labels >= 0) & (labels < num_classes)
-            valid = foreground if sigmoid else labels >= 0
+            not_ignored = labels >= 0
+            foreground = not_ignored & (labels < num_classes)
+            valid = foreground if sigmoid else not_ignored
             with torch.no_grad():
                 weights, attention = attention_map(inputs, gradient)
                 mask = self._mask(weights, attention)
-                before = _true_probability(logits, labels, sigmoid)
+                before = _true_probability(logits, columns, sigmoid)
                 after = change = None
                 if self.roi_choice == "hard":
-                    after = _true_probability(score(inputs * mask), labels, sigmoid)
+                    after = _true_probability(score(inputs * mask), columns, sigmoid)
                     change = (before - after - self.min_change).clamp(min=0)
                 selected = self._choose(valid, foreground, change)
                 mask = mask.where(selected[:, None, None, None], 1.0)
@@ -260,12 +266,12 @@ class InvertedAttention:
         mode = self.mode
         if mode == "random":
             mode = "spatial" if torch.rand(()) < 0.5 else "channel"
-        off = torch.ones((), dtype=torch.bool, device=weights.device)
+        off: Tensor
         if mode in ("spatial", "both"):
-            places = strongest(attention.flatten(1), self.spatial_drop)
-            off = off & places.view_as(attention)[:, None]
+            off = strongest(attention.flatten(1), self.spatial_drop).view_as(attention)[:, None]
         if mode in ("channel", "both"):
-            off = off & strongest(weights, self.channel_drop)[:, :, None, None]
+            channels = strongest(weights, self.channel_drop)[:, :, None, None]
+            off = off & channels if mode == "both" else channels
         return (~off).to(attention.dtype)
 
     def _choose(self, valid: Tensor, foreground: Tensor, change: Tensor | None) -> Tensor:
@@ -273,22 +279,12 @@ class InvertedAttention:
             return valid
         if change is None:  # "random": a random order takes the place of the ranking
             change = 1 - torch.rand(len(valid), device=valid.device)  # in (0, 1]
-        return hardest(change, foreground, self.fg_fraction) | hardest(
-            change, valid & ~foreground, self.bg_fraction
-        )
+        background = valid ^ foreground  # as all of the foreground is valid
+        groups = torch.stack([foreground, background])
+        return hardest(change, groups, (self.fg_fraction, self.bg_fraction))
 
 
-def _of_true_class(values: Tensor, labels: Tensor) -> Tensor:
-    """(R, K + 1) -> (R,); ignored RoIs take the first column."""
-    return values.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-
-
-def _true_probability(logits: Tensor, labels: Tensor, sigmoid: bool) -> Tensor:
-    """(R, K + 1) -> (R,)."""
+def _true_probability(logits: Tensor, columns: Tensor, sigmoid: bool) -> Tensor:
+    """Return the probabilities (R,) of the classes in ``columns`` (R, 1)."""
     probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
-    return _of_true_class(probabilities, labels)
-
-
-def _count(members: Tensor, fraction: float) -> Tensor:
-    """``round(fraction * number of members)``, half to even as Python's, as a (1,) tensor."""
-    return (members.sum(dim=0, keepdim=True).double() * fraction).round().long()
+    return probabilities.gather(1, columns)[:, 0]

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
 from d2_plugins.modeling.roi_heads import DoubleHeadPooler, enlarge_boxes
-from d2_plugins.modeling.roi_heads.double_head_pooler import align_mask
 from tests.support.roi_heads import random_boxes
 
 
@@ -112,7 +111,8 @@ def test_scale_is_checked() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1.3, 0.8])
 def test_aligned_mask_hides_the_same_places_of_the_image(size: int, scale: float) -> None:
     mask = (torch.rand(4, 2, size, size) > 0.4).float()
-    aligned = align_mask(mask, scale)
+    pooler = DoubleHeadPooler(ROIPooler(size, [1 / 4], 0, "ROIAlignV2"), scale)
+    aligned = pooler.align_mask(mask)
     for i in range(size):
         for j in range(size):
             # Centre of the enlarged RoI's cell, in cells of the original RoI.
@@ -120,4 +120,4 @@ def test_aligned_mask_hides_the_same_places_of_the_image(size: int, scale: float
             inside = 0 <= y < size and 0 <= x < size
             expected = mask[..., int(y), int(x)] if inside else torch.ones(4, 2)
             assert torch.equal(aligned[..., i, j], expected)
-    assert torch.equal(align_mask(mask[..., :1, :1], scale), mask[..., :1, :1])
+    assert torch.equal(pooler.align_mask(mask[..., :1, :1]), mask[..., :1, :1])

@@ -149,18 +149,19 @@ def test_number_of_hard_rois(foreground: int, background: int, most_fg: int, mos
     is_fg = torch.zeros(count, dtype=torch.bool)
     is_fg[torch.randperm(count)[:foreground]] = True
     change = torch.rand(count) + 0.1  # every RoI is a candidate, none ties
-    for members, fraction, most in ((is_fg, 1 / 5, most_fg), (~is_fg, 1 / 30, most_bg)):
-        chosen = hardest(change, members, fraction)
+    both = hardest(change, torch.stack([is_fg, ~is_fg]), (1 / 5, 1 / 30))
+    for members, most in ((is_fg, most_fg), (~is_fg, most_bg)):
+        chosen = both & members
         ranking = change.where(members, 0).argsort(descending=True)
         assert set(chosen.nonzero()[:, 0].tolist()) == set(ranking[:most].tolist())
 
 
 def test_rois_that_do_not_change_are_never_chosen() -> None:
     change = torch.tensor([0.0, 0.0, 0.3, 0.0])
-    everyone = torch.ones(4, dtype=torch.bool)
-    assert hardest(change, everyone, 1.0).tolist() == [False, False, True, False]
-    assert hardest(change, everyone, 0.5).tolist() == [False, False, True, False]
-    assert not hardest(change, everyone, 0.0).any()
+    everyone = torch.ones(1, 4, dtype=torch.bool)
+    assert hardest(change, everyone, [1.0]).tolist() == [False, False, True, False]
+    assert hardest(change, everyone, [0.5]).tolist() == [False, False, True, False]
+    assert not hardest(change, everyone, [0.0]).any()
 
 
 def test_random_choice_takes_the_same_number_of_rois() -> None:
