@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import register_coco_json
 from ..data.classes import Classes
-from ..errors import UsageError
+from ..errors import UsageError, usage_errors
 from ..files import atomic_write_json
 from ..visualization.detect_images import detect_images, find_images, picture_paths
 from ..visualization.detect_video import detect_video
@@ -44,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for those of the process.
 
     Returns:
-        The exit status: 0; 1 if an image could not be read or drawn; 2 after a mistake in the command line,
-        the config or the weights.
+        The exit status: 0; 1 if an image could not be read or drawn; 2 after a mistake in the
+        command line, the config or the weights.
     """
     parser = config_parser(__doc__, _EXAMPLE)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -110,12 +109,6 @@ def _run_video(args: argparse.Namespace, window: Window | None) -> list[dict[str
 
 
 def _build_detector(args: argparse.Namespace) -> Detector:
-    classes = None
-    if args.classes_from:
-        name = f"classes of {args.classes_from}"
-        try:
-            register_coco_json(name, args.classes_from, Path(args.classes_from).parent)
-        except FileNotFoundError as error:
-            raise UsageError(f"--classes-from: {error}") from error
-        classes = Classes.of_dataset(name)
+    with usage_errors("--classes-from"):
+        classes = Classes.from_json(args.classes_from) if args.classes_from else None
     return Detector(config_from(args), confidence=args.confidence_threshold, classes=classes)

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from ..errors import UsageError
 from ..files import atomic_write_json
 
 __all__ = ["Classes", "count_classes"]
@@ -75,6 +76,26 @@ class Classes:
             return cls.from_state(json.loads((Path(folder) / _FILE_NAME).read_text("utf-8")))
         except (OSError, ValueError):
             return None
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Classes":
+        """Read the categories of a COCO JSON by rising id, or a ``classes.json``.
+
+        Raises:
+            UsageError: the file is missing or names no categories.
+        """
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+            if (classes := cls.from_state(content)) is None:
+                categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
+                classes = cls(tuple(n for _, n in categories), tuple(i for i, _ in categories))
+        except OSError as error:
+            raise UsageError(f"There is no file '{path}' ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} has no COCO categories: {error!r}") from error
+        if not classes.names:
+            raise UsageError(f"{path} has no COCO categories")
+        return classes
 
     def write(self, folder: str | Path) -> None:
         """Write ``classes.json`` into the folder of a run."""

@@ -227,6 +227,22 @@ def test_broken_classes_are_not_taken(state: Any, tmp_path: Path) -> None:
     assert Classes.read(tmp_path) is None
 
 
+def test_classes_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(
+        json.dumps({"categories": [{"id": i, "name": n} for i, n in CATEGORIES.items()]})
+    )
+    assert Classes.from_json(path) == CLASSES
+    CLASSES.write(tmp_path)
+    assert Classes.from_json(tmp_path / "classes.json") == CLASSES
+    for content in ("{", "[]", "{}", '{"categories": []}', '{"categories": [{"id": 1}]}'):
+        path.write_text(content)
+        with pytest.raises(UsageError, match=r"own\.json has no COCO categories"):
+            Classes.from_json(path)
+    with pytest.raises(UsageError, match="There is no file 'none.json'"):
+        Classes.from_json("none.json")
+
+
 def test_unknown_classes_are_said_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = own_cfg(run)
     checkpoint = torch.load(run / "model_final.pth", weights_only=True)
