@@ -10,25 +10,33 @@ given, which backbones with TensorFlow's 'same' padding (timm's tf_*) need:
     outputs  boxes (D, 4) XYXY in pixels of the image, scores (D,), classes (D,), with a mask head
              masks (D, 1, M, M): probabilities over each box
 
-TorchScript and torch.export run on the device that they are written on (MODEL.DEVICE).
+TorchScript and torch.export run on the device that they are written on (MODEL.DEVICE). The names
+and category ids of the classes are stored in each file, see d2_plugins.export.load_classes.
+
+--weights-only writes the weights and the classes of a checkpoint, without the state of its
+training, as a smaller .pth file; it takes no config and no photos.
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ..checkpoint.checkpointer import load_model
+from ..checkpoint.checkpointer import load_with_rest
+from ..checkpoint.strip import strip_checkpoint
+from ..data.classes import find_classes
 from ..data.images import load_photo
-from ..errors import usage_errors
+from ..errors import UsageError, usage_errors
 from ..export import ExportableDetector, check_paths, check_sizes, export_and_check
 from .parsers import config_from, config_parser, exit_status
 
 __all__ = ["main"]
 
 _EXAMPLE = """
-Example:
+Examples:
     $ d2-plugins export --config-file csp_cascade.yaml --input photo.jpg \\
         --output model.onnx --output model.ts MODEL.WEIGHTS model_final.pth
+    $ d2-plugins export --weights-only --output small.pth MODEL.WEIGHTS output/model_final.pth
 """
 
 
@@ -42,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if a file finds other boxes; 2 after a mistake in the command line,
         the config, the weights or the photos.
     """
-    parser = config_parser(__doc__, _EXAMPLE)
-    repeatable: dict[str, Any] = {"required": True, "action": "append", "metavar": "FILE"}
+    parser = config_parser(__doc__, _EXAMPLE, required=False)
+    repeatable: dict[str, Any] = {"action": "append", "metavar": "FILE"}
     parser.add_argument("--input", **repeatable, help="a photo; may be repeated")
-    parser.add_argument("--output", **repeatable, help="a file to write; may be repeated")
+    parser.add_argument(
+        "--output", required=True, **repeatable, help="a file to write; may be repeated"
+    )
     parser.add_argument("--box-tolerance", type=float, default=0.1, help="pixels (%(default)s)")
     parser.add_argument("--score-tolerance", type=float, default=1e-4, help="(%(default)s)")
     parser.add_argument(
@@ -53,7 +63,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="for images of the photo's padded size only (.pt2 and .onnx)",
     )
-    return exit_status(_run, parser.parse_args(argv))
+    parser.add_argument(
+        "--weights-only", action="store_true", help="write the weights of a checkpoint as .pth"
+    )
+    args = parser.parse_args(argv)
+    if args.weights_only:
+        return exit_status(_strip, args)
+    if not (args.config_file and args.input):
+        parser.error("--config-file and --input are required")
+    return exit_status(_run, args)
+
+
+def _strip(args: argparse.Namespace) -> int:
+    weights = config_from(args).MODEL.WEIGHTS
+    if not weights:
+        raise UsageError("MODEL.WEIGHTS is empty: name a checkpoint, MODEL.WEIGHTS model_final.pth")
+    for path in args.output:
+        strip_checkpoint(weights, path)
+        sizes = [Path(file).stat().st_size / 1e6 for file in (weights, path)]
+        print(f"wrote {path}: {sizes[1]:.1f} MB of {sizes[0]:.1f} MB")
+    return 0
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -61,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
     with usage_errors():
         check_paths(args.output)
         images = [load_photo(cfg, path)[0] for path in args.input]
-        model = load_model(cfg)
+        model, checkpoint = load_with_rest(cfg)
         detector = ExportableDetector(model)
         check_sizes(detector, images, args.output, fixed_size=args.fixed_size)
     print(f"pad images to multiples of {detector.divisor}, at least {detector.least_side} pixels")
@@ -73,5 +102,6 @@ def _run(args: argparse.Namespace) -> int:
         box_tolerance=args.box_tolerance,
         score_tolerance=args.score_tolerance,
         fixed_size=args.fixed_size,
+        classes=find_classes(cfg, checkpoint),
     )
     return 0 if same else 1

@@ -1,6 +1,7 @@
 """The classes of a detector, which are kept with its run and in its checkpoints."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from ..errors import UsageError
 from ..files import atomic_write_json
 
-__all__ = ["Classes", "count_classes"]
+__all__ = ["Classes", "count_classes", "find_classes"]
+
+logger = logging.getLogger(__name__)
 
 _FILE_NAME = "classes.json"
 
@@ -120,3 +123,27 @@ def count_classes(cfg: CfgNode) -> int:
     """Return the number of classes that the model of a config predicts."""
     is_retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     return (cfg.MODEL.RETINANET if is_retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def find_classes(cfg: CfgNode, checkpoint: dict[str, Any]) -> Classes | None:
+    """Return the classes of a model: of its checkpoint, its run or its datasets.
+
+    Args:
+        cfg: config of the model.
+        checkpoint: content of the file ``MODEL.WEIGHTS``.
+
+    Returns:
+        The first of these that is known and has a name for each class; None if there is none.
+    """
+    number = count_classes(cfg)
+    for where, classes in (
+        ("The checkpoint", Classes.from_state(checkpoint.get("classes"))),
+        ("classes.json", Classes.read(Path(cfg.MODEL.WEIGHTS).parent)),
+        ("The config's dataset", Classes.of_config(cfg)),
+    ):
+        if classes is not None and len(classes.names) >= number:
+            return classes
+        if classes is not None:
+            logger.warning("%s names %d classes, the model has %d", where, len(classes.names),
+                           number)  # fmt: skip
+    return None

@@ -1,7 +1,7 @@
-"""A detector as a function of tensors, which is what exporters take.
+"""A detector as a function of tensors, as exporters require it.
 
-It calls the model's own backbone, heads and box arithmetic; only the choice of boxes is written
-anew (:mod:`.selection`). Inference of one image.
+It calls the model's own backbone, heads and box arithmetic; only the selection of boxes is written
+differently (:mod:`.selection`). It processes one image at a time.
 """
 
 import copy
@@ -23,7 +23,7 @@ from .selection import clip_boxes, select_detections, select_proposals
 
 __all__ = ["OUTPUTS", "ExportableDetector", "check_exportable", "pad_input"]
 
-# What the exported program returns, in this order; masks only of a model that has them.
+# Outputs of the exported program, in this order; masks only if the model has them.
 OUTPUTS = ("boxes", "scores", "classes", "masks")
 
 
@@ -34,8 +34,8 @@ class ExportableDetector(nn.Module):
     and masks.
 
     Attributes:
-        divisor: what the sides of a padded image are multiples of.
-        least_side: and what they are at least.
+        divisor: the sides of a padded image are multiples of this.
+        least_side: smallest side of a padded image.
     """
 
     model: GeneralizedRCNN
@@ -53,22 +53,22 @@ class ExportableDetector(nn.Module):
         check_exportable(model)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.divisor = max(int(model.backbone.size_divisibility), 1)
-        # To an exporter, maps of a single row or column are another program.
+        # Exporters specialize on feature maps of a single row or column.
         coarsest = max(shape.stride for shape in model.backbone.output_shape().values())
         self.least_side = (coarsest // self.divisor + 1) * self.divisor
 
     @torch.no_grad()
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
+        """Detect objects in one image.
 
         Args:
-            image: (3, H, W) float32, with the channel order of ``INPUT.FORMAT`` and 0..255; padded
-                at the bottom and on the right with anything, see :func:`pad_input`.
+            image: (3, H, W) float32 in 0..255, channels in the order of ``INPUT.FORMAT``; padded at
+                the bottom and on the right with any values, see :func:`pad_input`.
             size: (2,) int64, height and width of the image without its padding.
 
         Returns:
             Boxes (D, 4), XYXY in pixels of ``image``, clipped to ``size``; scores (D,); classes
-            (D,), int64; and of a model with masks (D, 1, M, M), the probability of each cell of
+            (D,), int64; and, for a model with masks, (D, 1, M, M), the probability of each cell of
             the box. Best first.
         """
         model = self.model
@@ -96,7 +96,7 @@ class ExportableDetector(nn.Module):
         return pad_input(image, divisor=self.divisor, least_side=self.least_side)
 
     def _normalise(self, image: Tensor, size: Tensor) -> Tensor:
-        """Like ``preprocess_image``, whose padding is zero after normalisation."""
+        """Normalise as ``preprocess_image`` does: the padding is zero afterwards."""
         rows = torch.arange(image.shape[1], device=image.device) < size[0]
         columns = torch.arange(image.shape[2], device=image.device) < size[1]
         image = (image - self.model.pixel_mean) / self.model.pixel_std
@@ -132,7 +132,7 @@ class ExportableDetector(nn.Module):
     def _classify(
         self, features: dict[str, Tensor], boxes: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor, Any]:
-        """The last stage's boxes (P, K * 4 or 4), scores (P, K + 1) averaged, and its predictor."""
+        """Return the last stage's boxes (P, K * 4 or 4), mean scores (P, K + 1) and predictor."""
         heads = self.model.roi_heads
         maps = [features[f] for f in heads.box_in_features]
         cascade = isinstance(heads, CascadeROIHeads)
@@ -159,12 +159,12 @@ class ExportableDetector(nn.Module):
 
 
 def pad_input(image: Tensor, *, divisor: int = 32, least_side: int = 96) -> tuple[Tensor, Tensor]:
-    """An image as the exported programs take it.
+    """Pad an image for the exported programs.
 
     Args:
         image: (3, H, W).
-        divisor: what the padded sides are multiples of, see :class:`ExportableDetector`.
-        least_side: and what they are at least.
+        divisor: the padded sides are multiples of this, see :class:`ExportableDetector`.
+        least_side: smallest padded side.
 
     Returns:
         The image, float32 and padded at the bottom and on the right, and its (2,) height and width
@@ -177,15 +177,15 @@ def pad_input(image: Tensor, *, divisor: int = 32, least_side: int = 96) -> tupl
 
 
 def _instances(boxes: Tensor) -> Instances:
-    # The image size is not looked at by what predicts from pooled features.
+    # Predictors on pooled features do not read the image size.
     return Instances((0, 0), proposal_boxes=Boxes(boxes))
 
 
 def check_exportable(model: GeneralizedRCNN) -> None:
-    """Refuse what :class:`ExportableDetector` does not know.
+    """Refuse models with parts that :class:`ExportableDetector` does not support.
 
     Raises:
-        ValueError: names the part and what can be exported.
+        ValueError: a part cannot be exported; the message names it and what can be.
     """
 
     def refuse(key: str, part: object, allowed: str) -> None:
@@ -199,12 +199,14 @@ def check_exportable(model: GeneralizedRCNN) -> None:
         refuse("MODEL.PROPOSAL_GENERATOR.NAME", name, "RPN and CascadeRPN")
     if not isinstance(heads, StandardROIHeads):
         name = type(heads).__name__
-        refuse("MODEL.ROI_HEADS.NAME", name, "StandardROIHeads, CascadeROIHeads and their kin")
+        refuse(
+            "MODEL.ROI_HEADS.NAME", name, "StandardROIHeads, CascadeROIHeads and their subclasses"
+        )
     if heads.keypoint_on:
         refuse("MODEL.KEYPOINT_ON", True, "boxes and masks")
     if heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead):
         name = type(heads.mask_head).__name__
-        refuse("MODEL.ROI_MASK_HEAD.NAME", name, "MaskRCNNConvUpsampleHead and its kin")
+        refuse("MODEL.ROI_MASK_HEAD.NAME", name, "MaskRCNNConvUpsampleHead and its subclasses")
     last = heads.box_predictor[-1] if isinstance(heads, CascadeROIHeads) else heads.box_predictor
     if last.test_topk_per_image < 1:
         refuse("TEST.DETECTIONS_PER_IMAGE", last.test_topk_per_image, "1 or more")

@@ -1,10 +1,12 @@
-"""Writing a detector as TorchScript, as a program of ``torch.export`` and as ONNX; reading it back.
+"""Writing a detector as TorchScript, as a ``torch.export`` program and as ONNX; reading it back.
 
-All three take images of any size, as :class:`~.detector.ExportableDetector` does; the latter two of
-one size if asked to. TorchScript and ``torch.export`` keep the device they were made on.
+All three take images of any size, as :class:`~.detector.ExportableDetector` does; the latter two
+can be written for a fixed size. TorchScript and ``torch.export`` programs stay on the device that
+they were made on. Each file can hold the classes of the detector, see :func:`load_classes`.
 """
 
 import importlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,19 +16,30 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from ..data.classes import Classes
 from .detector import OUTPUTS, ExportableDetector
 
-__all__ = ["SUFFIXES", "capture", "check_paths", "check_sizes", "load_exported", "write"]
+__all__ = [
+    "SUFFIXES",
+    "capture",
+    "check_paths",
+    "check_sizes",
+    "load_classes",
+    "load_exported",
+    "write",
+]
 
 SUFFIXES = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
-# DeformConv, which the adaptive convolution becomes, came with 19.
+# The adaptive convolution becomes a DeformConv, which opset 19 introduced.
 _OPSET = 20
+# Name of the classes within a file.
+_CLASSES = "classes.json"
 
 Program = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def check_paths(paths: Sequence[str | Path]) -> None:
-    """Refuse formats that are unknown or cannot be written here, before the long work.
+    """Refuse formats that are unknown or cannot be written here, before the export starts.
 
     Raises:
         ValueError: a suffix is not one of ``SUFFIXES``.
@@ -48,17 +61,17 @@ def check_sizes(
     *,
     fixed_size: bool,
 ) -> None:
-    """Refuse images that the programs to be written would not take.
+    """Refuse images that the exported programs would not accept.
 
     Args:
         detector: what to export.
         images: (3, H, W) each, not padded.
         paths: files to write.
-        fixed_size: whether for images of one size.
+        fixed_size: export for images of one size only.
 
     Raises:
         ValueError: with a fixed size, the images differ in their padded size; without, the model
-            has layers whose sizes ``torch.export`` reasons about without coming to an end.
+            has layers whose sizes ``torch.export`` cannot follow in finite time.
     """
     if all(Path(path).suffix == ".ts" for path in paths):
         return
@@ -80,12 +93,12 @@ def check_sizes(
 def capture(
     detector: ExportableDetector, image: Tensor, *, fixed_size: bool = False
 ) -> ExportedProgram:
-    """The detector as a program of ``torch.export``.
+    """Return the detector as a ``torch.export`` program.
 
     Args:
-        detector: what to export.
-        image: (3, H, W), an example.
-        fixed_size: for images of this padded size only, else of any.
+        detector: detector to export.
+        image: example image (3, H, W).
+        fixed_size: accept images of this padded size only, instead of any size.
     """
     inputs = detector.pad_input(image)
     if fixed_size:
@@ -102,38 +115,42 @@ def write(
     paths: Sequence[str | Path],
     *,
     fixed_size: bool = False,
+    classes: Classes | None = None,
 ) -> None:
     """Write the detector in the formats that the suffixes name.
 
     Args:
-        detector: what to export.
-        image: (3, H, W), an example on the detector's device.
+        detector: detector to export.
+        image: example image (3, H, W) on the detector's device.
         paths: files to write.
-        fixed_size: see :func:`capture`; TorchScript takes any size all the same.
+        fixed_size: see :func:`capture`; TorchScript accepts any size in either case.
+        classes: names and category ids to store in the files.
 
     Raises:
         ValueError, ImportError: as :func:`check_paths` and :func:`check_sizes`.
     """
     check_paths(paths)
     check_sizes(detector, [image], paths, fixed_size=fixed_size)
+    extra = {_CLASSES: json.dumps(classes.state_dict())} if classes else {}
     program = None
     for path in map(Path, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".ts":
             with warnings.catch_warnings():
-                # Of sizes that are the same in every image.
+                # The warnings are about sizes that are the same in every image.
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)
                 inputs = detector.pad_input(image)
-                torch.jit.trace(detector, inputs, check_trace=False).save(str(path))
+                traced = torch.jit.trace(detector, inputs, check_trace=False)
+                torch.jit.save(traced, str(path), _extra_files=extra)
             continue
         program = program or capture(detector, image, fixed_size=fixed_size)
         if path.suffix == ".pt2":
-            torch.export.save(program, path)
+            torch.export.save(program, path, extra_files=extra)
         else:
-            _write_onnx(program, path)
+            _write_onnx(program, path, extra)
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
     op = _require("onnxscript").opset20
 
     def sym_numel(x: Any) -> Any:
@@ -151,18 +168,19 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
         verbose=False,
     )
     assert written is not None  # with dynamo
+    written.model.metadata_props.update(extra)
     written.save(path)
 
 
 def load_exported(path: str | Path) -> Program:
-    """Read a file of :func:`write` back; ONNX runs on ONNX Runtime, on the CPU.
+    """Read a file of :func:`write`; ONNX runs on ONNX Runtime, on the CPU.
 
     Args:
-        path: the file.
+        path: the exported file.
 
     Returns:
         A function of a padded image and its size, see :func:`~.detector.pad_input`, that returns
-        boxes, scores, classes and perhaps masks.
+        boxes, scores, classes and, for a model with masks, masks.
 
     Raises:
         ValueError, ImportError: as :func:`check_paths`.
@@ -182,6 +200,28 @@ def load_exported(path: str | Path) -> Program:
         return tuple(map(torch.from_numpy, outputs))
 
     return run
+
+
+def load_classes(path: str | Path) -> Classes | None:
+    """Read the classes that :func:`write` has stored in a file; None if there are none.
+
+    Args:
+        path: the exported file.
+
+    Raises:
+        ValueError, ImportError: as :func:`check_paths`.
+    """
+    check_paths([path])
+    path = Path(path)
+    stored: dict[str, Any] = {_CLASSES: ""}
+    if path.suffix == ".ts":
+        torch.jit.load(str(path), _extra_files=stored)
+    elif path.suffix == ".pt2":
+        torch.export.load(path, extra_files=stored)
+    else:
+        metadata = _require("onnx").load(str(path), load_external_data=False).metadata_props
+        stored.update({entry.key: entry.value for entry in metadata})
+    return Classes.from_state(json.loads(stored[_CLASSES] or "null"))
 
 
 def _require(name: str) -> Any:

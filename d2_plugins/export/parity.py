@@ -1,4 +1,4 @@
-"""Whether an exported program finds what the model finds."""
+"""Comparison of an exported program's detections with those of its model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ..data.classes import Classes
 from .detector import ExportableDetector
 from .formats import check_sizes, load_exported, write
 
@@ -20,9 +21,9 @@ class Difference:
     """The largest differences between the model's detections and a program's.
 
     Attributes:
-        detections: how many the model found.
-        missing: how many of them have no counterpart of the same class.
-        extra: how many counterparts there are too many.
+        detections: number of detections of the model.
+        missing: number of them without a counterpart of the same class.
+        extra: number of the program's detections without a counterpart.
         box: largest difference of a coordinate, in pixels.
         score: largest difference of a score.
         mask: largest difference of a mask's probability; 0 without masks.
@@ -36,11 +37,11 @@ class Difference:
     mask: float
 
     def within(self, *, box: float, score: float) -> bool:
-        """Whether every detection has its counterpart within these tolerances.
+        """Return True if every detection has its counterpart within these tolerances.
 
         Args:
-            box: in pixels.
-            score: of scores and of mask probabilities.
+            box: tolerance of coordinates, in pixels.
+            score: tolerance of scores and of mask probabilities.
         """
         same = not (self.missing or self.extra)
         return same and self.box <= box and max(self.score, self.mask) <= score
@@ -57,27 +58,27 @@ class Difference:
 
 @torch.no_grad()
 def detect(model: GeneralizedRCNN, image: Tensor) -> Instances:
-    """What a detectron2 model finds in one image, in pixels of that image.
+    """Return what a detectron2 model finds in one image, in pixels of that image.
 
     Args:
-        model: in evaluation mode.
-        image: (3, H, W), not padded.
+        model: detector in evaluation mode.
+        image: image (3, H, W), not padded.
     """
     (found,) = model.inference([{"image": image}], do_postprocess=False)
     return found
 
 
 def compare(expected: Instances, outputs: Sequence[Tensor]) -> Difference:
-    """Pair the detections and take the largest differences.
+    """Pair the detections and return the largest differences.
 
-    The order is not compared: it is by score, and scores may be equal but for rounding. Each
-    expected detection is paired with the nearest one of its class that is still free. Which of two
-    overlapping boxes NMS keeps is up to rounding, too, if they score the same: in a plain sky, for
-    example, neighbouring cells do. That counts as a difference here.
+    The order is not compared, because scores may differ by rounding only. Each expected detection
+    is paired with the nearest free one of its class. If two overlapping boxes have the same score,
+    as neighbouring cells in a plain sky do, rounding also decides which one NMS keeps; that counts
+    as a difference.
 
     Args:
-        expected: of the model, see :func:`detect`.
-        outputs: of the exported program: boxes, scores, classes and perhaps masks.
+        expected: detections of the model, see :func:`detect`.
+        outputs: outputs of the exported program: boxes, scores, classes and, if any, masks.
     """
     boxes, scores, classes, *masks = outputs
     want = expected.to(boxes.device)
@@ -113,24 +114,26 @@ def export_and_check(
     box_tolerance: float = 0.1,
     score_tolerance: float = 1e-4,
     fixed_size: bool = False,
+    classes: Classes | None = None,
 ) -> bool:
     """Write a detector, read every file back, and print how its detections differ.
 
-    The example it is written with is a part of the first image, with a fixed size its mirror image:
-    that the images themselves come out right shows that nothing is bound to the example.
+    The files are traced with a part of the first image or, for a fixed size, with its mirror image.
+    The images themselves then show that no constant of the traced example is left in the program.
 
     Args:
-        detector: what to write.
-        model: the model it was made from.
-        images: (3, H, W) each, not padded.
+        detector: detector to write.
+        model: model that the detector was made from.
+        images: images (3, H, W), not padded.
         paths: files to write, see :func:`~.formats.write`.
-        box_tolerance: in pixels.
-        score_tolerance: of scores and of mask probabilities.
+        box_tolerance: tolerance of coordinates, in pixels.
+        score_tolerance: tolerance of scores and of mask probabilities.
         fixed_size: see :func:`~.formats.write`.
+        classes: see :func:`~.formats.write`.
 
     Returns:
-        Whether every program finds what the model finds in every image. An image in which the model
-        finds nothing shows nothing, and counts as a failure.
+        True if every program finds what the model finds in every image. An image in which the model
+        finds nothing proves nothing, and counts as a failure.
 
     Raises:
         ValueError, ImportError: as :func:`~.formats.check_paths` and :func:`~.formats.check_sizes`.
@@ -140,7 +143,7 @@ def export_and_check(
     height, width = images[0].shape[-2:]
     part = images[0][:, : height * 3 // 4, : width * 3 // 4]
     example = images[0].flip(2) if fixed_size else part
-    write(detector, example, paths, fixed_size=fixed_size)
+    write(detector, example, paths, fixed_size=fixed_size, classes=classes)
     good = True
     for path in paths:
         program = load_exported(path)

@@ -1,8 +1,8 @@
-"""Which boxes to keep, written so that every size but that of NMS's answer is known in advance.
+"""Selection of boxes in which every size but that of NMS's result is known in advance.
 
 detectron2's ``find_top_rpn_proposals`` and ``fast_rcnn_inference`` branch on values (is any box not
-finite?) and drop rows as they go, which an exporter cannot follow. These functions keep the rows,
-mark those that are dropped with a score of minus infinity, and choose the same boxes.
+finite?) and drop rows in between, which an exporter cannot follow. These functions keep all rows,
+mark dropped ones with a score of minus infinity, and select the same boxes.
 
 Shapes: L levels, Ri boxes of level i, P proposals, K classes, D detections.
 """
@@ -21,7 +21,7 @@ _DROPPED = -math.inf
 
 
 def clip_boxes(boxes: Tensor, size: Tensor) -> Tensor:
-    """Boxes within the image, as ``Boxes.clip`` has it.
+    """Clip boxes to the image, as ``Boxes.clip`` does.
 
     Args:
         boxes: (..., 4) XYXY.
@@ -40,30 +40,32 @@ def select_proposals(
     nms_thresh: float,
     min_box_size: float,
 ) -> tuple[Tensor, Tensor]:
-    """The best of each level, NMS per level, the best of all; ``find_top_rpn_proposals``'s choice.
+    """Select the best of each level, apply NMS per level, and select the best of all.
+
+    This is the choice of ``find_top_rpn_proposals``.
 
     Args:
-        boxes: L tensors of (Ri, 4), of one image.
-        logits: L tensors of (Ri,).
+        boxes: L tensors (Ri, 4), boxes of one image.
+        logits: L tensors (Ri,).
         size: (2,) height and width of the image.
-        pre_nms_topk: how many of each level go into NMS.
+        pre_nms_topk: number of boxes of each level that go into NMS.
         post_nms_topk: P, unless the levels together have fewer.
-        nms_thresh: boxes of a higher IoU than this with a better one are dropped.
-        min_box_size: so are those with a side not above this, in pixels.
+        nms_thresh: boxes with a higher IoU than this with a better box are dropped.
+        min_box_size: boxes with a side of at most this are dropped, in pixels.
 
     Returns:
-        (P, 4) boxes, best first, and (P,) which of them are there at all: the others, at the end,
-        are boxes of no size.
+        (P, 4) boxes, best first, and (P,) bool, which of them are valid. The others, at the end,
+        are boxes of size 0.
     """
     kept_boxes, kept_logits = [], []
     for boxes_i, logits_i in zip(boxes, logits, strict=True):
-        # Levels of fewer cells are filled up: a number of boxes that no image size changes.
+        # Smaller levels are filled up, so that the number of boxes does not depend on the image.
         logits_i, order = F.pad(logits_i, (0, pre_nms_topk), value=_DROPPED).topk(pre_nms_topk)
         boxes_i = F.pad(boxes_i, (0, 0, 0, pre_nms_topk))[order]
         finite = boxes_i.isfinite().all(dim=1) & logits_i.isfinite()
         boxes_i = clip_boxes(torch.where(finite[:, None], boxes_i, 0.0), size)
         usable = finite & (boxes_i[:, 2:] - boxes_i[:, :2] > min_box_size).all(dim=1)
-        # A box of no size overlaps nothing.
+        # A box of size 0 overlaps nothing.
         boxes_i = torch.where(usable[:, None], boxes_i, 0.0)
         logits_i = torch.where(usable, logits_i, _DROPPED)
         best = nms(boxes_i, logits_i, nms_thresh)
@@ -85,20 +87,22 @@ def select_detections(
     nms_thresh: float,
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Threshold, NMS per class, the best of all: ``fast_rcnn_inference``'s choice for one image.
+    """Apply threshold and NMS per class and select the best of all, for one image.
+
+    This is the choice of ``fast_rcnn_inference``.
 
     Args:
         boxes: (P, K * 4) or (P, 4) XYXY.
         scores: (P, K + 1), the background last.
-        valid: (P,) which proposals are there at all.
+        valid: (P,) bool, which proposals are valid.
         size: (2,) height and width of the image.
-        score_thresh: scores not above this are dropped.
+        score_thresh: scores of at most this are dropped.
         nms_thresh: as in :func:`select_proposals`.
         topk: D.
 
     Returns:
-        Boxes (D, 4), scores (D,) and classes (D,), best first; where there are fewer than D, the
-        rest have a score of minus infinity.
+        Boxes (D, 4), scores (D,) and classes (D,), best first. If there are fewer than D, the
+        others have a score of minus infinity.
     """
     num_classes = scores.shape[1] - 1
     finite = valid & boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
@@ -115,18 +119,19 @@ def select_detections(
 
 
 def _apart(classes: Tensor, num_classes: int, size: Tensor) -> Tensor:
-    """Shifts that keep boxes of different classes from overlapping.
+    """Return offsets that keep boxes of different classes from overlapping.
 
-    The classes lie on a square around the origin, an image apart. In a row, as in torchvision's
-    ``batched_nms``, 80 classes would cost float32 coordinates all but a hundredth of a pixel.
+    Classes are offset onto a square grid around the origin, one image size apart. In a row, as in
+    torchvision's ``batched_nms``, 80 classes would reduce the precision of float32 coordinates to a
+    hundredth of a pixel.
 
     Args:
-        classes: (R,) of the boxes.
+        classes: (R,) classes of the boxes.
         num_classes: K.
-        size: (2,) height and width, which no box exceeds.
+        size: (2,) height and width of the image, which no box exceeds.
 
     Returns:
-        (R, 4), to be added to boxes.
+        (R, 4) offsets to add to boxes.
     """
     columns = math.ceil(math.sqrt(num_classes))
     place = torch.stack([classes % columns, classes // columns], dim=1) - columns // 2

@@ -19,14 +19,14 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 from ..checkpoint.checkpointer import load_with_rest
-from ..data.classes import Classes, count_classes
+from ..data.classes import Classes, find_classes
 from ..data.images import read_photo
 from ..errors import UsageError
 from ..model_zoo import read_config
 from .detections import Detections
 from .video import VideoSource
 
-__all__ = ["Detector", "find_classes", "run_config", "set_confidence_threshold"]
+__all__ = ["Detector", "run_config", "set_confidence_threshold"]
 
 logger = logging.getLogger(__name__)
 
@@ -204,30 +204,6 @@ def _find_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UsageError(f"{folder} has no weights: none of {', '.join(names)}")
-
-
-def find_classes(cfg: CfgNode, checkpoint: dict[str, Any]) -> Classes | None:
-    """Return the classes of a model: of its checkpoint, its run or its datasets.
-
-    Args:
-        cfg: config of the model.
-        checkpoint: content of the file ``MODEL.WEIGHTS``.
-
-    Returns:
-        The first of these that is known and has a name for each class; None if there is none.
-    """
-    number = count_classes(cfg)
-    for where, classes in (
-        ("The checkpoint", Classes.from_state(checkpoint.get("classes"))),
-        ("classes.json", Classes.read(Path(cfg.MODEL.WEIGHTS).parent)),
-        ("The config's dataset", Classes.of_config(cfg)),
-    ):
-        if classes is not None and len(classes.names) >= number:
-            return classes
-        if classes is not None:
-            logger.warning("%s names %d classes, the model has %d", where, len(classes.names),
-                           number)  # fmt: skip
-    return None
 
 
 def set_confidence_threshold(cfg: CfgNode, threshold: float) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from d2_plugins.data.classes import Classes
 from d2_plugins.export import (
     ExportableDetector,
     check_paths,
@@ -13,10 +14,13 @@ from d2_plugins.export import (
     compare,
     detect,
     export_and_check,
+    load_classes,
     load_exported,
     write,
 )
 from tests.support.export_models import FLAGSHIP, MASK, PLAIN, image, small_model
+
+CLASSES = Classes(("a cat", "\N{SNOWMAN}"), (3, 7))
 
 
 def assert_same(detector: ExportableDetector, model: nn.Module, path: Path) -> None:
@@ -36,8 +40,9 @@ def test_every_format(config: str, opts: tuple[object, ...], tmp_path: Path) -> 
     model = small_model(config, opts)
     detector = ExportableDetector(model)
     paths = [tmp_path / "new" / f"model{suffix}" for suffix in (".ts", ".pt2", ".onnx")]
-    write(detector, image(130, 150), paths)
+    write(detector, image(130, 150), paths, classes=CLASSES)
     for path in paths:
+        assert load_classes(path) == CLASSES
         assert_same(detector, model, path)
     session = onnxruntime.InferenceSession(str(paths[-1]))
     assert [x.name for x in session.get_inputs()] == ["image", "size"]
@@ -59,8 +64,19 @@ def test_fixed_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one padded size, not of \[\(96, 128\), \(96, 160\)\]"):
         check_sizes(detector, two, [path], fixed_size=True)
     assert export_and_check(
-        detector, model, [image(120, 150), image(100, 130, 1)], [path], fixed_size=True
-    )
+        detector, model, [image(120, 150), image(100, 130, 1)], [path], fixed_size=True,
+        classes=CLASSES,
+    )  # fmt: skip
+    assert load_classes(path) == CLASSES
+
+
+def test_torchscript_with_and_without_classes(tmp_path: Path) -> None:
+    detector = ExportableDetector(small_model(PLAIN))
+    path = tmp_path / "model.ts"
+    write(detector, image(96, 128), [path], classes=CLASSES)
+    assert load_classes(path) == CLASSES
+    write(detector, image(96, 128), [path])
+    assert load_classes(path) is None
 
 
 def test_unknown_suffix() -> None:

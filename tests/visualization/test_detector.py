@@ -19,11 +19,11 @@ from PIL import Image
 import d2_plugins
 from d2_plugins import Detector
 from d2_plugins.data import register_coco_json
-from d2_plugins.data.classes import Classes
+from d2_plugins.data.classes import Classes, find_classes
 from d2_plugins.engine import Trainer
 from d2_plugins.errors import UsageError
 from d2_plugins.visualization.detections import Detections
-from d2_plugins.visualization.detector import find_classes, run_config
+from d2_plugins.visualization.detector import run_config
 from tests.support.toy import toy_cfg, write_toy_coco
 
 # Not contiguous, and not in the order of the names.
@@ -239,7 +239,7 @@ def test_classes_of_a_file(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(UsageError, match=r"own\.json has no COCO categories"):
             Classes.from_json(path)
-    with pytest.raises(UsageError, match="There is no file 'none.json'"):
+    with pytest.raises(UsageError, match=r"no file 'none\.json'"):
         Classes.from_json("none.json")
 
 
