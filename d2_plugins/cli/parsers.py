@@ -155,8 +155,8 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for split in ("train", "val"):
         if bool(getattr(args, f"{split}_json")) != bool(getattr(args, f"{split}_images")):
             parser.error(f"--{split}-json and --{split}-images go together")
-    if args.train_json and not args.val_json:
-        parser.error("--train-json needs --val-json and --val-images, to evaluate on")
+    if args.eval_only and args.train_json and not args.val_json:
+        parser.error("--eval-only needs --val-json and --val-images, to evaluate on")
     return args
 
 

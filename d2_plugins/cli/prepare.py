@@ -12,6 +12,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..data.datasets.registration import dataset_root
 from ..data.datasets.shapes import shapes_datasets
+from ..data.preflight.check import check_dataset
+from ..data.prepare.convert import FORMATS, convert
 from ..data.prepare.prepare import prepare
 from ..data.prepare.recipes import RECIPES
 from ..errors import UsageError
@@ -29,6 +31,9 @@ Examples:
 From archives, or a folder with VOC2007 or VOC2012, instead of a download:
     $ d2-plugins prepare voc --from ~/downloads
     $ d2-plugins prepare coco2017 --from /data/coco --link
+
+Your own dataset, in VOC XML or YOLO format, to COCO JSON with a validation set:
+    $ d2-plugins prepare convert my_dataset --output coco --split 0.8
 """
 
 
@@ -77,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_prepare)
     shapes = commands.add_parser("shapes", parents=[common], help="render the embedded dataset")
     shapes.set_defaults(run=_shapes)
+    conversion = commands.add_parser(
+        "convert", help="convert VOC XML or YOLO text files to COCO JSON and check the result"
+    )
+    conversion.add_argument("source", type=Path, help="folder of the dataset")
+    conversion.add_argument("--output", type=Path, default=Path("coco"), help="folder of the JSONs")
+    conversion.add_argument("--format", choices=FORMATS, help="recognized if it is not given")
+    conversion.add_argument("--split", type=float, help="fraction to train on, for example 0.8")
+    conversion.add_argument("--seed", type=int, default=0, help="seed of --split (default: 0)")
+    conversion.set_defaults(run=_convert)
     check = commands.add_parser("check", help="the same as `d2-plugins check`")
     add_check_options(check)
     check.set_defaults(run=run_check)
@@ -99,6 +113,24 @@ def _prepare(args: argparse.Namespace) -> int:
     for count in counts:
         print(count)
     return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    written = convert(args.source, args.output, form=args.format, split=args.split, seed=args.seed)
+    reports = [check_dataset(file.json_file, file.image_root) for file in written]
+    for file, report in zip(written, reports, strict=True):
+        print(file, report, sep="\n")
+    by_split = {file.json_file.stem: file.json_file for file in written}
+    if "train" in by_split:
+        options = [
+            f"--{split}-json {by_split[split]} --{split}-images {args.source}"
+            for split in ("train", "val")
+            if split in by_split
+        ]
+        print(f"Train with: d2-plugins train --config-file CONFIG {' '.join(options)}")
+    if "val" not in by_split:
+        print("There is no validation set; --split 0.8 makes one.")
+    return 0 if all(report.ok for report in reports) else 1
 
 
 def _shapes(args: argparse.Namespace) -> int:

@@ -98,6 +98,8 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
         print(report, flush=True)
     cfg.DATASETS.TRAIN = data.train_names
     cfg.DATASETS.TEST = data.test_names
+    if not data.test_names:  # as in detectron2, a run without validation data is not evaluated
+        cfg.TEST.BEST_METRIC = ""
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.class_names)
     cfg.MODEL.RETINANET.NUM_CLASSES = len(data.class_names)
     if data.mask_format:

@@ -277,6 +277,8 @@ def _renumbered(
                 "category_id": categories[annotation["category_id"]],
             }
             for number, annotation in enumerate(dataset["annotations"], start=1)
+            # Both engines ignore annotations of images and categories that are not listed.
+            if annotation["image_id"] in images and annotation["category_id"] in categories
         ],
     }
     renumbered.createIndex()

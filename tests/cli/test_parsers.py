@@ -62,8 +62,11 @@ def test_detectron2_arguments_and_opts_pass() -> None:
         (["--num-gpus", "-1"], "--num-gpus is at least 0"),
         (["--num-machines", "2"], "needs --dist-url"),
         (["--machine-rank", "1"], "--machine-rank 1"),
+        (
+            ["--train-json", "a.json", "--train-images", "a", "--eval-only"],
+            "needs --val-json",
+        ),
         (["--train-json", "a.json"], "--train-json and --train-images go together"),
-        (["--train-json", "a.json", "--train-images", "a"], "needs --val-json"),
     ],
 )
 def test_mistakes_are_named(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

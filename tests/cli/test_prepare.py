@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from d2_plugins.cli import check
 from d2_plugins.cli import prepare as cli
@@ -51,6 +52,36 @@ def test_check_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == out
     assert "category id not in the list" in out
     assert "annotation 4: category 77" in out
+
+
+def test_convert_checks_and_says_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shared_path("data/bccd")
+    arguments = ["convert", str(source), "--output", str(tmp_path / "coco")]
+    assert cli.main([*arguments, "--split", "0.8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    train, val = (tmp_path / "coco" / f"{split}.json" for split in ("train", "val"))
+    assert lines[0].startswith(f"{train}: 2")
+    assert f"Pre-flight check of {val}: no problems" in lines
+    assert lines[-1] == (
+        f"Train with: d2-plugins train --config-file CONFIG --train-json {train} --train-images "
+        f"{source} --val-json {val} --val-images {source}"
+    )
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {train} exists already")
+
+
+def test_convert_without_splits_and_with_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 -0.001\n")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert cli.main(["convert", str(tmp_path), "--output", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "There is no validation set; --split 0.8 makes one." in out
+    assert "a.png (image id 1), annotation 1: area is -" in out
 
 
 @pytest.mark.usefixtures("empty_catalogs")

@@ -33,6 +33,33 @@ def test_report_is_written_after_training(toy_data: list[Any], tmp_path: Path) -
     assert not (tmp_path / "without" / "report.html").exists()
 
 
+@pytest.mark.usefixtures("catalogs")
+def test_training_without_validation_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file, images = map(str, write_toy_coco(tmp_path, num_images=4))
+    data = ["--train-json", json_file, "--train-images", images]
+    pairs = [*TOY_OPTS, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "out")]
+    evaluated = ["TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", "1", "TEST.REPORT", "True"]
+    assert main([*CONFIG, *data, *pairs, *evaluated]) == 0
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "TEST.BEST_METRIC is" not in log
+    assert "Evaluation results" not in log
+    assert (tmp_path / "out" / "model_final.pth").exists()
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_other_formats_are_named_with_the_command_that_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.xml").write_text("<annotation></annotation>")
+    data = ["--train-json", str(tmp_path / "a.xml"), "--train-images", str(tmp_path)]
+    assert main([*CONFIG, *data, "OUTPUT_DIR", str(tmp_path / "out")]) == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
+    assert f"a.xml is VOC XML: convert it with: d2-plugins prepare convert {tmp_path}" in line
+
+
 def test_a_report_that_fails_does_not_lose_the_run(toy_data: list[Any], tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     assert train(tmp_path, toy_data, "TEST.REPORT", "True") == 0

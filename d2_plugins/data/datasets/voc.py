@@ -13,7 +13,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from ...errors import UsageError
 from .derived_coco import CocoDataset, coco_content, derive_json
 
-__all__ = ["read_annotation", "voc_datasets"]
+__all__ = ["read_annotation", "read_objects", "voc_datasets"]
 
 _SPLITS = {2007: ("train", "val", "trainval", "test"), 2012: ("train", "val", "trainval")}
 
@@ -80,28 +80,64 @@ def read_annotation(
     Raises:
         UsageError: the file is not VOC's XML; the message names it.
     """
+    _, size, objects = read_objects(path)
     try:
-        tree = ElementTree.parse(path)
-        size = {key: int(_text(tree.getroot(), f"size/{key}")) for key in ("width", "height")}
-        return size, [_object(element, class_names) for element in tree.iterfind("object")]
-    except (ElementTree.ParseError, ValueError) as error:
+        if 0 in size.values():
+            raise ValueError("no <size> with <width> and <height>")
+        return size, [_annotation(found, class_names) for found in objects]
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _object(element: ElementTree.Element, class_names: tuple[str, ...]) -> dict[str, Any]:
-    name = _text(element, "name")
+def read_objects(path: Path) -> tuple[str, dict[str, int], list[dict[str, Any]]]:
+    """Read an XML file in VOC's format with any class names.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name of the image file, "" if it is not given; width and height, 0 if they are not given;
+        and for each object ``name``, ``bbox`` (x, y, width, height in COCO's coordinates) and
+        ``difficult``.
+
+    Raises:
+        UsageError: the file is not VOC's XML; the message names it.
+    """
+    try:
+        content = path.read_bytes()
+        if b"<!ENTITY" in content:  # VOC has none, and nested ones fill the memory
+            raise ValueError("XML entities are not read")
+        root = ElementTree.fromstring(content)
+        if root.tag != "annotation":
+            raise ValueError(f"is not VOC XML: it begins with <{root.tag}>, not <annotation>")
+        size = {key: int(root.findtext(f"size/{key}") or 0) for key in ("width", "height")}
+        objects = [_object(element) for element in root.iterfind("object")]
+        return root.findtext("filename") or "", size, objects
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _annotation(found: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
+    name = found["name"]
     if name not in class_names:
         raise ValueError(f"object name is '{name}'; allowed: {', '.join(class_names)}")
-    keys = ("xmin", "ymin", "xmax", "ymax")
-    xmin, ymin, xmax, ymax = (float(_text(element, f"bndbox/{key}")) for key in keys)
-    width, height = xmax - xmin + 1, ymax - ymin + 1
-    difficult = int(element.findtext("difficult") or 0)
+    _, _, width, height = found["bbox"]
     return {
         "category_id": class_names.index(name) + 1,
-        "bbox": [xmin - 1, ymin - 1, width, height],
+        "bbox": found["bbox"],
         "area": width * height,
-        "iscrowd": difficult,
-        "difficult": difficult,
+        "iscrowd": found["difficult"],
+        "difficult": found["difficult"],
+    }
+
+
+def _object(element: ElementTree.Element) -> dict[str, Any]:
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (float(_text(element, f"bndbox/{key}")) for key in keys)
+    return {
+        "name": _text(element, "name"),
+        "bbox": [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1],
+        "difficult": int(element.findtext("difficult") or 0),
     }
 
 

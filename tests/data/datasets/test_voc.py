@@ -86,14 +86,17 @@ def test_another_list_of_images_is_noticed(root: Path, tmp_path: Path) -> None:
     assert [item["image_id"] for item in DatasetCatalog.get(NAME)] == [2007000027, 2007000032]
 
 
+BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("<annotation><size>", "no element found|mismatched|unclosed"),
-        ("<annotation><size><width>3</width></size></annotation>", "no <size/height>"),
+        ("<annotation><size><width>3</width></size></annotation>", "no <size>"),
         (
             "<annotation><size><width>3</width><height>3</height></size>"
-            "<object><name>unicorn</name></object></annotation>",
+            f"<object><name>unicorn</name>{BOX}</object></annotation>",
             "unicorn",
         ),
     ],

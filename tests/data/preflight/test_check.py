@@ -118,6 +118,10 @@ NESTED = json.loads("[" * 200 + "]" * 200)
             first_annotation(segmentation=RLE | {"counts": "00P0"}),
             *("error", "do not add up", FIRST),
         ),
+        (  # 1540, -4
+            first_annotation(segmentation=RLE | {"counts": "T`1L"}),
+            *("error", "do not add up", FIRST + ": 1536 of 1536"),
+        ),
         (first_image(id=9), "error", "duplicate image id", "9 .2 times"),
         (first_image(file_name="gray.png"), "warning", "file listed twice", "gray.png"),
         (first_image(file_name="no.png"), "error", "image file missing", r"no\.png \(image id 5\)"),

@@ -25,7 +25,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )
-INTEGER = st.integers(0, 9) | st.integers(0, 2**53)
+INTEGER = st.integers(-3, 9) | st.integers(-(2**70), 2**70)
 ID = INTEGER | st.just("1")
 SIDE = st.sampled_from([WIDTH, HEIGHT, float(WIDTH), 0, -1, 2**40])
 NUMBER = st.integers(-9, 90) | st.floats(-9, 90) | st.sampled_from([10**400, 1e300, 2**31])
