@@ -37,16 +37,16 @@ PENDING = (
 )
 
 BETTER = {
-    r'"""(What|Which|Whether|How many)\b': 'begin with a verb or a noun: "Return ..."',
+    r'"""(?:What|Which|Whether|How many)\b': 'begin with a verb or a noun: "Return ..."',
     r'"""Args:': "begin with a sentence",
-    r"(?<!there )\b(is|are|was|were) no\b(?! longer|$)": '"is not a"',
+    r"(?<!there )\b(?:is|are|was|were) no\b(?! longer|$)": '"is not a"',
     r"\banew\b": '"again"',
     r"\bat hand\b": '"available"',
     r"\bto be had\b": '"available"',
     r"\bbeside\b": '"next to", "compared with"',
     r"\bwhatever\b": "name it, or leave it out",
     r"\bdata sets?\b": '"dataset"',
-    r"\bmend(s|ed|ing)?\b": '"fix"',
+    r"\bmend(?:s|ed|ing)?\b": '"fix"',
     r"\bits kin\b": '"its subclasses"',
     r"\bheard by\b": '"read by"',
     r"\bso many\b": '"as many", or the number',
@@ -54,8 +54,9 @@ BETTER = {
     r"\bwished for\b": '"requested"',
     r"\b\w+'s business\b": "say who does it",
     r"\bsays? nothing\b": "say what is missing",
-    r"\btold in (a|one) line\b": '"reported in one line"',
+    r"\btold in (?:a|one) line\b": '"reported in one line"',
 }
+# The number of the group is the position in BETTER.
 PATTERN = re.compile("|".join(f"({pattern})" for pattern in BETTER), re.IGNORECASE)
 
 
@@ -63,11 +64,8 @@ def findings(text: str) -> Iterator[str]:
     """Yield ``LINE: 'words': better form`` for each finding in the text of a file."""
     for number, line in enumerate(text.splitlines(), start=1):
         for match in PATTERN.finditer(line):
-            yield f"{number}: '{match[0]}': {_better(match[0])}"
-
-
-def _better(words: str) -> str:
-    return next(form for pattern, form in BETTER.items() if re.search(pattern, words, re.I))
+            better = list(BETTER.values())[(match.lastindex or 1) - 1]
+            yield f"{number}: '{match[0]}': {better}"
 
 
 def files() -> list[Path]:

@@ -21,3 +21,14 @@ def test_this_checkout_is_read() -> None:
     names = {path.relative_to(check_words.ROOT).as_posix() for path in check_words.files()}
     assert {"setup.py", "d2_plugins/errors.py"} <= names
     assert "dev/check_words.py" not in names
+
+
+def test_the_better_form_is_that_of_the_wording() -> None:
+    text = "\n".join(['"""Args:', "it is no file", "beside it", "told in a line"])
+    forms = [finding.rpartition("': ")[2] for finding in check_words.findings(text)]
+    assert forms == [
+        "begin with a sentence",
+        '"is not a"',
+        '"next to", "compared with"',
+        '"reported in one line"',
+    ]
