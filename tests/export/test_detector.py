@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from d2_plugins import model_zoo
 from d2_plugins.export import ExportableDetector, compare, detect, pad_input
-from tests.support.export_models import FLAGSHIP, MASK, PLAIN, image, small_model
+from tests.support.export_models import FLAGSHIP, MASK, PLAIN, SELECTIVE, image, small_model
 
 CASCADE = (
     *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
@@ -18,6 +18,7 @@ CASCADE = (
 MODELS = {
     "plain": (PLAIN, ()),
     "flagship with masks": (FLAGSHIP, MASK),
+    "selective conv head": (FLAGSHIP, (*MASK, *SELECTIVE)),
     "cascade": (PLAIN, ("MODEL.ROI_HEADS.NAME", "PluginCascadeROIHeads", *CASCADE)),
     "cascade of double heads": (
         FLAGSHIP,

@@ -18,7 +18,7 @@ from d2_plugins.export import (
     load_exported,
     write,
 )
-from tests.support.export_models import FLAGSHIP, MASK, PLAIN, image, small_model
+from tests.support.export_models import FLAGSHIP, MASK, PLAIN, SELECTIVE, image, small_model
 
 CLASSES = Classes(("a cat", "\N{SNOWMAN}"), (3, 7))
 
@@ -33,7 +33,7 @@ def assert_same(detector: ExportableDetector, model: nn.Module, path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "opts"), [(PLAIN, ()), (FLAGSHIP, MASK)])
+@pytest.mark.parametrize(("config", "opts"), [(PLAIN, ()), (FLAGSHIP, (*MASK, *SELECTIVE))])
 def test_every_format(config: str, opts: tuple[object, ...], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -47,7 +47,7 @@ def test_every_format(config: str, opts: tuple[object, ...], tmp_path: Path) -> 
     session = onnxruntime.InferenceSession(str(paths[-1]))
     assert [x.name for x in session.get_inputs()] == ["image", "size"]
     names = ["boxes", "scores", "classes", "masks"]
-    assert [x.name for x in session.get_outputs()] == (names if MASK == opts else names[:3])
+    assert [x.name for x in session.get_outputs()] == (names if opts else names[:3])
     assert all(isinstance(side, str) for side in session.get_inputs()[0].shape[1:])  # free
 
 
