@@ -31,7 +31,8 @@ def usage_errors(where: str = "") -> Iterator[None]:
     except (ImportError, OSError, ValueError) as error:
         if isinstance(error, UsageError) and not where:
             raise
-        raise UsageError(f"{where}: {error}" if where else str(error)) from error
+        kind = type(error) if isinstance(error, UsageError) else UsageError
+        raise kind(f"{where}: {error}" if where else str(error)) from error
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

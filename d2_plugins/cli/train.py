@@ -49,8 +49,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     if not args.eval_only:
         with usage_errors():
             trainer = Trainer(cfg)
-        with usage_errors("MODEL.WEIGHTS"):
-            trainer.resume_or_load(resume=args.resume)
+        trainer.resume_or_load(resume=args.resume)
         with record_session(cfg, args.config_file, resume=args.resume):
             results = trainer.train()
         if cfg.TEST.REPORT and comm.is_main_process():
@@ -61,8 +60,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     checkpointer = PluginCheckpointer(
         model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
     )
-    with usage_errors("MODEL.WEIGHTS"):
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
         logger.warning("MODEL.WEIGHTS is empty: random weights are evaluated")
     results = Trainer.evaluate(cfg, model)

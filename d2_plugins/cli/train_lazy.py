@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from ..checkpoint import PluginCheckpointer
 from ..engine.launch import launch_as
 from ..engine.lazy import evaluate, load_lazy_config, train
-from ..errors import usage_errors
 from ..model_zoo import find_config
 from .parsers import check_launch, exit_status
 
@@ -59,8 +58,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any] | None:
     if not args.eval_only:
         return train(cfg, resume=args.resume)
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    with usage_errors("train.init_checkpoint"):
-        PluginCheckpointer(model, cfg.train.output_dir).resume_or_load(
-            cfg.train.init_checkpoint, resume=args.resume
-        )
+    PluginCheckpointer(model, cfg.train.output_dir).resume_or_load(
+        cfg.train.init_checkpoint, resume=args.resume, key="train.init_checkpoint"
+    )
     return evaluate(cfg, model)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
-from ..errors import UsageError, nearest, usage_errors
+from ..errors import UsageError, nearest
 from ..model_zoo import find_config
 from .train_step import StepTrainer, wrap_ddp
 
@@ -102,8 +102,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:
         ]
     )
     found = resume and checkpointer.has_checkpoint()
-    with usage_errors("train.init_checkpoint"):
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    checkpointer.resume_or_load(
+        cfg.train.init_checkpoint, resume=resume, key="train.init_checkpoint"
+    )
     trainer.train(trainer.iter + 1 if found else 0, cfg.train.max_iter)
     return results or None
 

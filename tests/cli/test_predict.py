@@ -310,7 +310,8 @@ def test_a_window_without_support_in_opencv(
 
 def test_classes_of_your_own(folder: Path, tmp_path: Path) -> None:
     categories = [{"id": 9, "name": "cat"}, {"id": 4, "name": "dog"}]
-    content = {"images": [], "annotations": [], "categories": categories}
+    images = [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}]
+    content = {"images": images, "annotations": [], "categories": categories}
     (tmp_path / "own.json").write_text(json.dumps(content))
     words = ["--input", folder / "images", "--json", tmp_path / "rows.json"]
     assert command(folder, *words, "--classes-from", tmp_path / "own.json") == 0

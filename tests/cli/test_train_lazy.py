@@ -78,8 +78,8 @@ def test_arguments_that_the_config_leaves_at_their_defaults_can_be_given() -> No
     assert cfg.model.roi_heads.box_predictor.loss_weight == {"loss_cls": 2.0, "loss_box_reg": 1.0}
 
 
-def test_a_yaml_is_no_lazy_config() -> None:
-    with pytest.raises(UsageError, match=r"'csp_cascade\.yaml' is no LazyConfig"):
+def test_a_yaml_is_not_a_lazy_config() -> None:
+    with pytest.raises(UsageError, match=r"'csp_cascade\.yaml' is not a LazyConfig"):
         load_lazy_config("csp_cascade.yaml", [])
     with pytest.raises(UsageError, match=r"Nearest: .*lazy/csp_cascade\.py"):
         load_lazy_config("lazy/csp_cascad.py", [])

@@ -185,7 +185,7 @@ def test_your_own_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "shapes_trainn"], "no data set 'shapes_trainn'. Nearest: shapes_train"),
+        (["--dataset", "shapes_trainn"], "no dataset 'shapes_trainn'. Nearest: shapes_train"),
         (["--config-file", "none.yaml"], "none.yaml"),
         (["--dataset", "shapes_val", "NO.KEY", "1"], "NO.KEY"),
         (["--train-json", "none.json", "--train-images", "."], "none.json"),

@@ -151,7 +151,15 @@ class TimmBackbone(Backbone):
     def _load(self, checkpoint: str) -> None:
         import timm
 
-        state = self.convert_names(timm.models.load_state_dict(checkpoint, weights_only=True))
+        try:
+            state = timm.models.load_state_dict(checkpoint, weights_only=True)
+        except Exception as error:  # damaged files raise almost anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"MODEL.TIMM.CHECKPOINT is '{checkpoint}', which is missing, damaged or not a file "
+                f"of weights alone: {reason}"
+            ) from error
+        state = self.convert_names(state)
         ours = self.state_dict()
         wrong = [
             name
