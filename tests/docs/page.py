@@ -142,8 +142,19 @@ def _write_data(folder: Path) -> None:
             json.dumps(content | {"categories": things})
         )
         _write_set(folder / split, folder / f"{split}.json")
+    _write_yolo(folder / "my_dataset")
     noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "photo.jpg")
+
+
+def _write_yolo(folder: Path) -> None:
+    """Write a dataset in YOLO's format."""
+    images = folder / "images"
+    write_toy_coco(folder, num_images=6)[0].unlink()
+    (folder / "labels").mkdir()
+    for image in images.iterdir():
+        (folder / "labels" / image.with_suffix(".txt").name).write_text("0 0.5 0.5 0.3 0.4\n")
+    (folder / "data.yaml").write_text("train: images\nnames: [cell]\n")
 
 
 def _write_set(images: Path, json_file: Path) -> dict[str, Any]:
