@@ -1,3 +1,5 @@
+"""d2-plugins visualize-attention: the command writes the picture."""
+
 from pathlib import Path
 
 import numpy as np
@@ -8,50 +10,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from d2_plugins.cli.visualize_attention import main
-from d2_plugins.visualization.inverted_attention import attention_config, explain_regions, shade
 from tests.support.roi_heads import make_detector_cfg
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["StandardROIHeads", "CascadeROIHeads", "DoubleHeadROIHeads", "CascadeDoubleHeadROIHeads"],
-)
-def test_explained_regions_are_the_detections(name: str) -> None:
-    cfg = make_detector_cfg(name)
-    torch.manual_seed(0)
-    stock = build_model(cfg).eval()
-    model = build_model(attention_config(cfg)).eval()
-    model.load_state_dict(stock.state_dict())
-    image = torch.rand(3, 96, 128) * 255
-    regions = explain_regions(model, image, num_regions=5)
-    with torch.no_grad():
-        (detections,) = stock.inference([{"image": image}], do_postprocess=False)
-    assert len(regions) == 5
-    for region, box, label in zip(
-        regions, detections.pred_boxes.tensor, detections.pred_classes.tolist(), strict=False
-    ):
-        assert torch.equal(region.box, box)
-        assert region.label == label
-        threshold = region.attention.flatten().sort(descending=True).values[18]
-        assert torch.equal(region.hidden, (region.attention > threshold).float())
-        assert region.hidden.any()
-        assert region.prob_before != region.prob_after
-        assert 0 < region.prob_after < 1
-    # Nothing was left behind in the model.
-    with torch.no_grad():
-        (after,) = model.inference([{"image": image}], do_postprocess=False)
-    assert torch.equal(after.scores, detections.scores)
-
-
-def test_shade_veils_hidden_places_only() -> None:
-    pixels = np.full((14, 21, 3), 200, np.uint8)
-    hidden = torch.zeros(7, 7)
-    hidden[2, 5] = 1
-    hidden[6, 0] = 0.5
-    expected = pixels.copy()
-    expected[4:6, 15:18] = 139
-    expected[12:14, 0:3] = 169
-    assert np.array_equal(shade(pixels, hidden), expected)
 
 
 @pytest.fixture
