@@ -24,6 +24,7 @@ def emulated_triton() -> Iterator[None]:
             name = f"tuned{compute.__name__}"
             kernel = _EmulatedKernel(getattr(triton_cuda, name), compute)
             stack.enter_context(mock.patch.object(triton_cuda, name, kernel))
+        stack.enter_context(mock.patch.object(triton_cuda, "probe"))
         yield
 
 

@@ -19,7 +19,9 @@ Shape shorthand:
     H, W: height and width of the feature map
 """
 
+import functools
 import os
+import warnings
 from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Literal
@@ -133,9 +135,27 @@ def _exporting() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _has_tensor_cores(device: int) -> bool:
-    """Return True if the Triton kernels are made for the generation of a CUDA device."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+def _supports_triton(device: int) -> bool:
+    """Return True if a CUDA device has the tensor cores that the kernels need, and Triton works."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _triton_works(device)
+
+
+@functools.cache
+def _triton_works(device: int) -> bool:
+    """Try Triton once per process and device; warn and return False if it does not work."""
+    try:
+        from .triton_cuda import probe
+
+        probe(torch.device("cuda", device))
+    # A missing compiler, header or driver, or an old version: Triton raises many types.
+    except Exception as error:
+        warnings.warn(
+            f"Triton does not work here ({type(error).__name__}: {error}); adaptive convolutions "
+            "use the slower backend 'reference'. Triton needs gcc or clang and Python's headers.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _choose_backend(backend: Backend, feature: Tensor) -> Backend:
@@ -145,7 +165,7 @@ def _choose_backend(backend: Backend, feature: Tensor) -> Backend:
         if _exporting():
             return "reference"
         if device == "cuda" and _HAS_TRITON and not double:
-            return "triton" if _has_tensor_cores(feature.device.index) else "reference"
+            return "triton" if _supports_triton(feature.device.index) else "reference"
         return "gather" if device == "cpu" else "reference"
     if backend not in _BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(_BACKENDS)}")

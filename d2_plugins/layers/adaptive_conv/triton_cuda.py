@@ -1,15 +1,22 @@
 """The adaptive convolution on CUDA devices, by the kernels of :mod:`.triton_kernels`.
 
-The feature's gradient is added up by atomic additions, whose order, and so the last bits of the
+The feature's gradient is summed by atomic additions. Their order, and so the last bits of the
 result, differ from run to run, as with torchvision's operator.
 
-float32 products use three TF32 products each, which keeps float32's precision on tensor cores; if
-``torch.set_float32_matmul_precision`` allows less than "highest", they use one.
+float32 products are as exact as those of PyTorch's convolutions: one TF32 product where
+``torch.backends.cudnn`` allows TF32, which is its default, and otherwise three TF32 products, which
+keep float32's precision on tensor cores.
 
-Tile sizes are tuned at the first call for each number of channels and dtype, which takes some
-seconds.
+The first step compiles eight kernels for each dtype and number of channels, and tunes the sizes of
+their tiles; this takes from some seconds to a minute. Triton keeps both on disk, so the next run
+does not repeat it. Image sizes do not matter: later steps compile nothing.
 
-Shapes: N images, C_in, C_out channels, H, W of the feature map, P = N * H * W cells of all images.
+Shape shorthand:
+
+    N: number of images
+    C_in, C_out: numbers of channels
+    H, W: height and width of the feature map
+    P: number of cells of all images, N * H * W
 """
 
 import warnings
@@ -21,20 +28,43 @@ import triton
 from torch import Tensor
 
 from .geometry import TAPS, empty_result
-from .triton_kernels import tuned_feature_gradient, tuned_forward, tuned_weight_gradient
+from .triton_kernels import (
+    probe_kernel,
+    tuned_feature_gradient,
+    tuned_forward,
+    tuned_weight_gradient,
+)
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "probe"]
 
-# Cells that one program of the weight's gradient sums over before it adds to the others' sums.
+# Number of cells that one program of the weight's gradient sums up before it adds to the others.
 _CELLS_PER_SUM = 2048
-# Maps with fewer cells are tuned by themselves: there are few programs then.
+# Maps with fewer cells are tuned separately, because they have few programs.
 _SMALL_MAP = 4096
+
+
+def probe(device: torch.device) -> None:
+    """Compile and run a tiny kernel, which raises if Triton does not work.
+
+    Triton needs a C compiler and Python's headers at its first launch.
+
+    Args:
+        device: CUDA device.
+
+    Raises:
+        Exception: of any type, from Triton, the compiler or the driver.
+    """
+    out = torch.zeros(1, device=device)
+    with torch.cuda.device(device):
+        probe_kernel[(1,)](out)
+    if out.item() != 1:
+        raise RuntimeError("a Triton kernel ran without effect")
 
 
 def forward(
     feature: Tensor, boxes: Tensor, weight: Tensor, bias: Tensor | None, stride: float
 ) -> Tensor:
-    """The convolution; arguments and result as in :func:`.adaptive_conv.adaptive_conv2d`.
+    """Convolve; arguments and result as of :func:`.convolution.adaptive_conv2d`.
 
     Returns:
         (N, C_out, H, W), channels-last in memory.
@@ -67,7 +97,7 @@ def backward(
     need_feature: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`forward`; as :func:`.gather_cpu.backward`."""
+    """Compute the gradients of :func:`forward`, see :func:`.gather_cpu.backward`."""
     grad_rows, boxes = _rows(grad), boxes.contiguous()
     grad_feature, grad_weight = feature.new_empty(0), weight.new_empty(0)
     _alert_not_deterministic()
@@ -80,10 +110,10 @@ def backward(
 
 
 def _alert_not_deterministic() -> None:
-    """Do as PyTorch's own operators do when deterministic algorithms are asked for.
+    """Raise or warn, as PyTorch's own operators do, if deterministic algorithms are required.
 
     Raises:
-        RuntimeError: ``torch.use_deterministic_algorithms(True)`` is in force.
+        RuntimeError: ``torch.use_deterministic_algorithms(True)`` was called.
     """
     if torch.are_deterministic_algorithms_enabled():
         message = "the gradient of adaptive_conv2d on CUDA devices is not deterministic"
@@ -149,7 +179,7 @@ def _blocks(table: Tensor, cells: int) -> int:
 
 
 def _common(feature: Tensor, weight: Tensor, stride: float) -> dict[str, Any]:
-    """The arguments that all kernels take."""
+    """Return the arguments that all kernels take."""
     images, channels, height, width = feature.shape
     cells = images * height * width
     return {
@@ -160,17 +190,25 @@ def _common(feature: Tensor, weight: Tensor, stride: float) -> dict[str, Any]:
         "size_class": cells < _SMALL_MAP,
         "channels": channels,
         "out_channels": len(weight),
-        "precision": _precision(),
+        "precision": _precision(feature.dtype),
     }
 
 
-def _precision() -> str:
-    """How tensor cores may treat float32, see the module's docstring."""
-    if torch.version.hip is not None:
+def _precision(dtype: torch.dtype) -> str:
+    """Return how tensor cores multiply; see the module's docstring for float32."""
+    if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if _convolutions_use_tf32() else "tf32x3"
+
+
+def _convolutions_use_tf32() -> bool:
+    """Return True if cuDNN may use TF32 in convolutions, by the newer or the older switch."""
+    conv: Any = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(conv, "fp32_precision"):
+        return bool(conv.fp32_precision == "tf32")
+    return torch.backends.cudnn.allow_tf32
 
 
 def _on_device(feature: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make the tensor's device the current one, on which Triton launches."""
     return torch.cuda.device(feature.device) if feature.is_cuda else nullcontext()

@@ -1,15 +1,20 @@
-"""Triton kernels of the adaptive convolution, and the tiles to tune them over.
+"""Triton kernels of the adaptive convolution, and the tile sizes that are tuned.
 
-An implicit matrix product: a program takes a block of cells, computes their taps from the four
-numbers of each box, samples a block of channels at a time and multiplies with the weight. Neither
-offsets nor the nine-fold columns are ever stored. Tables are channels-last, so that the channels of
-a cell are contiguous; sums are float32 for all input dtypes.
+They are implicit matrix products: a program takes a block of cells, computes their taps from the
+four numbers of each box, samples a block of channels at a time and multiplies with the weight.
+Neither the offsets nor the nine-fold columns are ever stored. Tables are channels-last, so that the
+channels of a cell are contiguous; sums are float32 for all input dtypes.
 
 With ``TRITON_INTERPRET=1`` in the environment before the import they run on CPU tensors, for tests.
 
-Shapes: N images, C_in, C_out channels, H, W of the feature map, P = N * H * W cells of all images.
+Shape shorthand:
+
+    C_in, C_out: numbers of channels
+    H, W: height and width of the feature map
+    P: number of cells of all images, N * H * W
 """
 
+import inspect
 import os
 from typing import Any
 
@@ -22,6 +27,7 @@ __all__ = [
     "WEIGHT_CONFIGS",
     "feature_gradient_kernel",
     "forward_kernel",
+    "probe_kernel",
     "tuned_feature_gradient",
     "tuned_forward",
     "tuned_weight_gradient",
@@ -29,16 +35,18 @@ __all__ = [
 ]
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Arguments that change from image to image: one compiled kernel serves all their values.
+_SIZES = ["total", "height", "width"]
 
 
 @triton.jit
 def _axis_tap(
     low: tl.tensor, high: tl.tensor, tap: tl.tensor, stride: tl.tensor, size: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The cell below a tap along one axis, its share, and that of the next cell; 0 outside."""
+    """Return the cell below a tap along one axis, its share and the next cell's; 0 outside."""
     centre = (low + high) * 0.5
     position = tl.where(tap == 0, low, tl.where(tap == 1, centre, high)) / stride
-    # All three are false for a position that is not finite.
+    # All three conditions are false for a position that is not finite.
     inside = (tl.abs(centre) < float("inf")) & (position > -1) & (position < size)
     position = tl.where(inside, position, -1.0)
     below = tl.floor(position)
@@ -57,7 +65,7 @@ def _corners(
     height: tl.tensor,
     width: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """The first of the four cells around a tap of each cell, and the shares of the four."""
+    """Return the first of the four cells around a tap of each cell, and the shares of the four."""
     box = boxes + cells.to(tl.int64) * 4
     known = cells < total
     x1 = tl.load(box, mask=known, other=float("inf"))
@@ -83,7 +91,7 @@ def _samples(
     width: tl.tensor,
     channels: tl.constexpr,
 ) -> tl.tensor:
-    """Bilinear samples of some channels: (cells, columns), float32."""
+    """Return bilinear samples of some channels: (cells, columns), float32."""
     known = (columns < channels)[None, :]
     top = feature + first[:, None] * channels + columns[None, :]
     bottom = top + width * channels
@@ -94,7 +102,7 @@ def _samples(
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     feature: tl.tensor,  # (P, C_in)
     boxes: tl.tensor,  # (P, 4) float32
@@ -105,7 +113,7 @@ def forward_kernel(
     height: tl.tensor,
     width: tl.tensor,
     stride: tl.tensor,
-    size_class: tl.tensor,  # for the tuner alone
+    size_class: tl.tensor,  # only for the tuner
     channels: tl.constexpr,
     out_channels: tl.constexpr,
     precision: tl.constexpr,
@@ -113,7 +121,7 @@ def forward_kernel(
     block_out: tl.constexpr,
     block_in: tl.constexpr,
 ) -> None:
-    """One block of cells and output channels; sums over taps and input channels."""
+    """Compute one block of cells and output channels: sum over taps and input channels."""
     cells = tl.program_id(0) * block_cells + tl.arange(0, block_cells)
     outs = tl.program_id(1) * block_out + tl.arange(0, block_out)
     sums = tl.zeros((block_cells, block_out), dtype=tl.float32)
@@ -137,7 +145,7 @@ def forward_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def feature_gradient_kernel(
     grad: tl.tensor,  # (P, C_out)
     boxes: tl.tensor,  # (P, 4) float32
@@ -147,7 +155,7 @@ def feature_gradient_kernel(
     height: tl.tensor,
     width: tl.tensor,
     stride: tl.tensor,
-    size_class: tl.tensor,  # for the tuner alone
+    size_class: tl.tensor,  # only for the tuner
     channels: tl.constexpr,
     out_channels: tl.constexpr,
     precision: tl.constexpr,
@@ -155,7 +163,7 @@ def feature_gradient_kernel(
     block_in: tl.constexpr,
     block_out: tl.constexpr,
 ) -> None:
-    """One block of cells and input channels, one tap; sums over output channels, and scatters."""
+    """Compute one block of cells and input channels of one tap, and scatter it."""
     cells = tl.program_id(0) * block_cells + tl.arange(0, block_cells)
     ins = tl.program_id(1) * block_in + tl.arange(0, block_in)
     tap = tl.program_id(2)
@@ -185,7 +193,7 @@ def feature_gradient_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_SIZES, "cells_per_sum"])
 def weight_gradient_kernel(
     grad: tl.tensor,  # (P, C_out)
     feature: tl.tensor,  # (P, C_in)
@@ -196,7 +204,7 @@ def weight_gradient_kernel(
     width: tl.tensor,
     stride: tl.tensor,
     cells_per_sum: tl.tensor,
-    size_class: tl.tensor,  # for the tuner alone
+    size_class: tl.tensor,  # only for the tuner
     channels: tl.constexpr,
     out_channels: tl.constexpr,
     precision: tl.constexpr,
@@ -204,7 +212,7 @@ def weight_gradient_kernel(
     block_out: tl.constexpr,
     block_cells: tl.constexpr,
 ) -> None:
-    """One block of input and output channels, one tap; sums over a stretch of cells."""
+    """Compute one block of input and output channels of one tap, over a stretch of cells."""
     blocks_out = tl.cdiv(out_channels, block_out)
     ins = tl.program_id(0) // blocks_out * block_in + tl.arange(0, block_in)
     outs = tl.program_id(0) % blocks_out * block_out + tl.arange(0, block_out)
@@ -229,8 +237,14 @@ def weight_gradient_kernel(
     )
 
 
+@triton.jit
+def probe_kernel(out: tl.tensor) -> None:
+    """Store a one, to find out whether Triton works."""
+    tl.store(out, 1.0)
+
+
 def _configs(names: str, tiles: list[tuple[int, ...]]) -> list[triton.Config]:
-    """Tiles to choose from: the three named sizes, then warps and stages."""
+    """Return configurations of three named sizes each, followed by warps and stages."""
     return [
         triton.Config(
             dict(zip(names.split(), sizes, strict=True)), num_warps=warps, num_stages=stages
@@ -239,48 +253,58 @@ def _configs(names: str, tiles: list[tuple[int, ...]]) -> list[triton.Config]:
     ]
 
 
-# What of these does not fit into a device is skipped by the tuner.
-FORWARD_CONFIGS = _configs(
-    "block_cells block_out block_in",
-    [
-        (64, 128, 32, 4, 3),
-        (64, 256, 32, 8, 3),
-        (128, 128, 32, 8, 3),
-        (128, 128, 64, 8, 2),
-        (64, 128, 16, 4, 3),  # this and the next: float32
-        (128, 128, 16, 8, 3),
-        (32, 64, 32, 4, 4),
-    ],
-)
-# Smaller ones: the scattered rows' addresses take many registers, and spill beyond these.
-FEATURE_CONFIGS = _configs(
-    "block_cells block_in block_out",
-    [
-        (64, 128, 32, 8, 3),
-        (32, 128, 32, 4, 3),
-        (64, 64, 64, 8, 3),
-        (32, 64, 64, 4, 3),
-    ],
-)
-WEIGHT_CONFIGS = _configs(
-    "block_in block_out block_cells",
-    [
-        (64, 128, 32, 4, 3),
-        (64, 256, 32, 8, 3),
-        (128, 128, 32, 8, 3),
-        (128, 128, 64, 8, 2),
-        (128, 128, 16, 8, 3),  # this and the next: float32
-        (64, 128, 16, 4, 3),
-    ],
-)
+# Every configuration costs seconds at the first step, so there are few: of those tried, the ones
+# that spill no registers and fit into the shared memory of every GPU from Ampere on.
+FORWARD_CONFIGS = {
+    16: _configs(
+        "block_cells block_out block_in",
+        [(64, 128, 32, 4, 3), (64, 256, 32, 8, 3), (32, 64, 32, 4, 4)],
+    ),
+    32: _configs(
+        "block_cells block_out block_in",
+        [(64, 128, 16, 4, 3), (64, 256, 16, 8, 3), (32, 64, 32, 4, 4)],
+    ),
+}
+"""Tiles of the forward kernel by the bits of the inputs' dtype, and likewise those below."""
+# The addresses of the scattered rows take many registers; larger tiles spill.
+FEATURE_CONFIGS = {
+    bits: _configs("block_cells block_in block_out", [(64, 64, 32, 8, 3), (32, 64, 64, 4, 3)])
+    for bits in (16, 32)
+}
+WEIGHT_CONFIGS = {
+    16: _configs(
+        "block_in block_out block_cells",
+        [(64, 128, 32, 4, 3), (64, 256, 32, 8, 3), (64, 64, 32, 4, 3)],
+    ),
+    32: _configs(
+        "block_in block_out block_cells",
+        [(64, 128, 16, 4, 3), (64, 256, 16, 8, 3), (64, 64, 16, 4, 3)],
+    ),
+}
 
 
-def _tuned(kernel: Any, configs: list[triton.Config], sums: str | None = None) -> Any:
-    """The kernel with the fastest of the tiles; a buffer that is added to is zeroed in between."""
+def _tuned(kernel: Any, configs: dict[int, list[triton.Config]], sums: str | None = None) -> Any:
+    """Return the kernel with the fastest configuration for the dtype, chosen at the first call.
+
+    Args:
+        kernel: the kernel.
+        configs: configurations by the bits of the dtype.
+        sums: name of the buffer that the kernel adds to, which is zeroed between trials.
+    """
+
+    def of_dtype(
+        _: list[triton.Config], __: dict[str, Any], **arguments: Any
+    ) -> list[triton.Config]:
+        return configs[8 * arguments["weight" if "weight" in arguments else "grad"].element_size()]
+
+    # The choice is kept on disk, next to the compiled kernels, by versions that can do that.
+    known = inspect.signature(triton.autotune).parameters
     return triton.autotune(
-        configs[-1:] if _INTERPRETED else configs,
-        key=["channels", "out_channels", "size_class"],
+        configs[32][-1:] if _INTERPRETED else [*configs[16], *configs[32]],
+        key=["channels", "out_channels", "precision", "size_class"],
         reset_to_zero=[sums] if sums else None,
+        prune_configs_by=None if _INTERPRETED else {"early_config_prune": of_dtype},
+        **({"cache_results": True} if "cache_results" in known else {}),
     )(kernel)
 
 

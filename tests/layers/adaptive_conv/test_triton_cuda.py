@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +16,28 @@ from d2_plugins.layers.adaptive_conv import convolution as adaptive_conv
 from tests.support.adaptive_conv import jittered_boxes, with_gradients
 from tests.support.helpers import REPO
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+
+from d2_plugins.layers.adaptive_conv import triton_cuda
+from tests.support import triton_aot
+
 needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)),
     reason="needs a CUDA device of the Ampere generation or later",
 )
 
-# What the kernels' arguments are: tensors of the inputs' dtype, float32 tensors, integers.
-INPUTS = {"feature", "weight", "bias", "grad", "out"}
-FLOATS = {"boxes", "grad_feature", "grad_weight"}
-INTEGERS = {"total", "height", "width", "cells_per_sum"}
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+# Of an A100 and of an RTX 3090, the least from Ampere on; of an H100.
+SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async"}
+DTYPES = {"float32": 32, "float16": 16, "bfloat16": 16}
+CONFIGS = [
+    pytest.param(dtype, kernel, i, architecture, marks=[pytest.mark.slow] if i else [])
+    for dtype, bits in DTYPES.items()
+    for kernel, count in (("forward", 3), ("feature", 2), ("weight", 3))
+    # bfloat16 differs from float16 in the type of a few instructions.
+    for i in range(count if dtype != "bfloat16" else 1)
+    for architecture in (80, 90)
+]
 
 
 @pytest.mark.slow
@@ -45,76 +58,144 @@ def test_under_the_interpreter() -> None:
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("kernel", ["forward", "feature", "weight"])
+def one_pass(dtype: torch.dtype, channels: int, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """Return the arguments of each kernel in a forward and backward pass of two images."""
+    height, width = size
+    feature = torch.zeros(2, channels, height, width, dtype=dtype)
+    boxes = torch.zeros(2, height * width, 4)
+    weight = torch.zeros(channels, channels, 3, 3, dtype=dtype)
+    return dict(triton_aot.launches(feature, boxes, weight, 4.0))
+
+
+@pytest.mark.parametrize(("dtype", "kernel", "index", "architecture"), CONFIGS)
 def test_compiles_ahead_of_time(
-    kernel: str, dtype: str, architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dtype: str,
+    kernel: str,
+    index: int,
+    architecture: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """To machine code for A100 and H100, with tensor cores, in the memory that these have."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from d2_plugins.layers.adaptive_conv import triton_kernels as kernels
-
+    """With tensor cores, in the memory and the registers that the GPUs have."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function, configs = {
-        "forward": (kernels.forward_kernel, kernels.FORWARD_CONFIGS),
-        "feature": (kernels.feature_gradient_kernel, kernels.FEATURE_CONFIGS),
-        "weight": (kernels.weight_gradient_kernel, kernels.WEIGHT_CONFIGS),
-    }[kernel]
-    config = configs[0]
-    constants = {"channels": 256, "out_channels": 256, "precision": "tf32x3", **config.kwargs}
-    types = {
-        **dict.fromkeys(INPUTS, f"*{dtype}"),
-        **dict.fromkeys(FLOATS, "*fp32"),
-        **dict.fromkeys(INTEGERS, "i32"),
-        **dict.fromkeys(constants, "constexpr"),
-        "stride": "fp32",
-        "size_class": "u1",
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # needs the most registers
+    arguments = one_pass(getattr(torch, dtype), 256, (5, 7))[kernel]
+    assert arguments["precision"] == ("tf32x3" if dtype == "float32" else "ieee")
+    config = triton_aot.KERNELS[kernel][1][DTYPES[dtype]][index]
+    compiled = triton_aot.compile_kernel(kernel, arguments, config, architecture)
+    assert TENSOR_CORES[architecture] in compiled.ptx
+    assert compiled.spilled_bytes <= 64
+    assert compiled.shared_bytes <= SHARED_MEMORY[architecture]
+
+
+def test_all_configs_are_compiled_in_the_tests() -> None:
+    counted = {(p.values[1], DTYPES[p.values[0]], p.values[2]) for p in CONFIGS}
+    assert counted == {
+        (kernel, bits, i)
+        for kernel, (_, configs) in triton_aot.KERNELS.items()
+        for bits, of_dtype in configs.items()
+        for i in range(len(of_dtype))
     }
-    signature = {name: types[name] for name in function.arg_names}
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(signature.values())
-        if kind.startswith("*")
-    }
-    source = ASTSource(
-        fn=function,
-        signature=signature,
-        constexprs={k: v for k, v in constants.items() if k in function.arg_names},
-        attrs=aligned,
-    )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-    )
-    assert len(compiled.asm["cubin"]) > 1000
-    assert f".target sm_{architecture}" in compiled.asm["ptx"]
-    assert TENSOR_CORES[architecture] in compiled.asm["ptx"]
-    assert compiled.metadata.shared <= SHARED_MEMORY[architecture]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_at_most_eight_compilations_and_none_for_other_sizes(dtype: torch.dtype) -> None:
+    """Over image sizes as of COCO, on five levels, and batches of several sizes."""
+    torch.manual_seed(0)
+    variants: dict[str, set[str]] = {name: set() for name in triton_aot.KERNELS}
+    for _ in range(12):
+        height, width = torch.randint(640, 1334, (2,)).tolist()
+        for stride in (4, 8, 16, 32, 64):
+            size = (-(-height // stride), -(-width // stride))
+            for name, arguments in one_pass(dtype, 8, size).items():
+                variants[name].add(str(triton_aot.specialization(name, arguments)))
+    assert [len(found) for found in variants.values()] == [1, 1, 1]
+
+    # The tuner compiles every configuration that it does not prune.
+    compiled = 0
+    for name, arguments in one_pass(dtype, 8, (5, 7)).items():
+        tuner = getattr(triton_cuda, triton_aot.TUNED[name])
+        tuner.nargs = {}
+        pruned = tuner.prune_configs(arguments)
+        assert pruned == triton_aot.KERNELS[name][1][8 * dtype.itemsize]
+        assert tuner.cache_results
+        compiled += len(pruned)
+    assert compiled <= 8
+
+
+def test_precision_is_that_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision = triton_cuda._precision
+    assert {precision(torch.float16), precision(torch.bfloat16)} == {"ieee"}
+    assert precision(torch.float32) == "tf32"  # PyTorch's default
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert precision(torch.float32) == "tf32x3"
+    # After the newer switches were used, reading the older ones may raise.
+    if hasattr(torch.backends.cudnn, "conv"):
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        before = [switch.fp32_precision for switch in switches]
+        try:
+            for value, expected in (("ieee", "tf32x3"), ("tf32", "tf32")):
+                switches[0].fp32_precision, switches[1].fp32_precision = "tf32", value
+                assert precision(torch.float32) == expected
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.fp32_precision = value
+    # PyTorch before that switch.
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(allow_tf32=False))
+    assert precision(torch.float32) == "tf32x3"
+
+
+def test_triton_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried once per process, with one warning that carries the reason."""
+    tried = []
+
+    def probe(device: torch.device) -> None:
+        tried.append(device)
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(triton_cuda, "probe", probe)
+    adaptive_conv._triton_works.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"RuntimeError: Failed to find C compiler.*reference"):
+            assert adaptive_conv._choose_backend("auto", Feature()) == "reference"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert adaptive_conv._choose_backend("auto", Feature()) == "reference"
+        assert tried == [Feature.device]
+        assert adaptive_conv._choose_backend("triton", Feature()) == "triton"
+    finally:
+        adaptive_conv._triton_works.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_probe_raises_without_a_device() -> None:
+    with pytest.raises((RuntimeError, AssertionError)):
+        triton_cuda.probe(torch.device("cuda", 0))
+
+
+class Feature:
+    """The part of a CUDA tensor that the choice of the backend reads."""
+
+    device = torch.device("cuda", 0)
+    dtype = torch.float32
 
 
 def test_choice_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend that CUDA tensors get, tested without a device."""
-
-    class Feature:
-        device = torch.device("cuda", 0)
-        dtype = torch.float32
-
+    monkeypatch.setattr(adaptive_conv, "_triton_works", lambda device: True)
     choose = adaptive_conv._choose_backend
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert choose("auto", Feature()) == "triton"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert choose("auto", Feature()) == "reference"
     assert choose("triton", Feature()) == "triton"
-    Feature.dtype = torch.float64
+    monkeypatch.setattr(Feature, "dtype", torch.float64)
     assert choose("auto", Feature()) == "reference"
     with pytest.raises(ValueError, match="no float64"):
         choose("triton", Feature())
     monkeypatch.setattr(adaptive_conv, "_HAS_TRITON", False)
-    Feature.dtype = torch.float32
+    monkeypatch.setattr(Feature, "dtype", torch.float32)
     assert choose("auto", Feature()) == "reference"
     with pytest.raises(RuntimeError, match="needs Triton"):
         choose("triton", Feature())
@@ -128,10 +209,23 @@ def test_cpu_tensors_are_refused() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+    ("dtype", "allow_tf32", "tolerance"),
+    [
+        (torch.float32, False, 1e-5),
+        (torch.float32, True, 2e-3),
+        (torch.float16, True, 2e-3),
+        (torch.bfloat16, True, 2e-2),
+    ],
 )
 @pytest.mark.parametrize("size", [(1, 100, 152), (2, 13, 19)])
-def test_on_the_gpu(dtype: torch.dtype, tolerance: float, size: tuple[int, int, int]) -> None:
+def test_on_the_gpu(
+    dtype: torch.dtype,
+    allow_tf32: bool,
+    tolerance: float,
+    size: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allow_tf32)
     images, height, width = size
     boxes = jittered_boxes(images, height, width, 4).float()
     inputs = (
