@@ -368,7 +368,7 @@ class CascadeRPNLoss:
             their stage's parameters, also without ground truth.
         """
         losses = {}
-        usable = [without_unusable(gt) for gt in gt_boxes]
+        usable = without_unusable(gt_boxes)
         for number, (stage, output) in enumerate(zip(stages, outputs, strict=True), start=1):
             rules = self.targets(number)
             with torch.no_grad():
@@ -410,13 +410,18 @@ class CascadeRPNLoss:
         return losses
 
 
-def without_unusable(gt_boxes: Boxes) -> Boxes:
+def without_unusable(gt_boxes: Sequence[Boxes]) -> list[Boxes]:
     """Replace boxes that are empty or not finite by NaN, which matches nothing.
 
     The others keep their index.
+
+    Args:
+        gt_boxes: ground-truth boxes of each image.
     """
-    usable = gt_boxes.nonempty() & gt_boxes.tensor.isfinite().all(dim=1)
-    return Boxes(gt_boxes.tensor.where(usable[:, None], torch.nan))
+    boxes = torch.cat([gt.tensor for gt in gt_boxes])
+    usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)
+    boxes = boxes.where(usable[:, None], torch.nan)
+    return [Boxes(b) for b in boxes.split([len(gt) for gt in gt_boxes])]
 
 
 @torch.no_grad()

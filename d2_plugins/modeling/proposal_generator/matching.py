@@ -236,24 +236,36 @@ def iou_match(
     Returns:
         (R,) int64 matches: k >= 0 or -1.
     """
-    best_iou = torch.zeros(len(boxes), device=boxes.device)
-    matches = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
-    forced = matches.clone()
-    least_iou = min(iou_threshold, low_quality_iou)
-    for group, near in _comparable(gt_boxes.tensor, boxes.tensor, least_iou):
-        iou = pairwise_iou(gt_boxes[group], boxes[near])
-        # The ground truth that each box overlaps most; the first of equals.
-        iou_of_box, k = iou.max(dim=0)
-        k, before = group[k], best_iou[near]
-        better = (iou_of_box > before) | ((iou_of_box == before) & (k < matches[near]))
-        best_iou[near] = torch.where(better, iou_of_box, before)
-        matches[near] = torch.where(better, k, matches[near])
-        # The best boxes of each ground truth, however often the same IoU occurs.
-        iou_of_gt = iou.amax(dim=1, keepdim=True)
-        k, index = ((iou == iou_of_gt) & (iou_of_gt >= low_quality_iou)).nonzero(as_tuple=True)
-        forced.scatter_reduce_(0, near[index], group[k], "amax")
+    forced = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
+    if not len(gt_boxes) or not len(boxes):
+        return forced
+    if len(gt_boxes) * len(boxes) <= _MAX_PAIRS:
+        iou = pairwise_iou(gt_boxes, boxes)
+        best_iou, matches = iou.max(dim=0)
+        k, index = _best_boxes(iou, low_quality_iou)
+        forced.scatter_reduce_(0, index, k, "amax")
+    else:
+        best_iou, matches = torch.zeros(len(boxes), device=boxes.device), forced.clone()
+        least_iou = min(iou_threshold, low_quality_iou)
+        for group, near in _comparable(gt_boxes.tensor, boxes.tensor, least_iou):
+            iou = pairwise_iou(gt_boxes[group], boxes[near])
+            iou_of_box, k = iou.max(dim=0)
+            # As if compared in order: the first of equals.
+            k, before = group[k], best_iou[near]
+            better = (iou_of_box > before) | ((iou_of_box == before) & (k < matches[near]))
+            best_iou[near] = torch.where(better, iou_of_box, before)
+            matches[near] = torch.where(better, k, matches[near])
+            k, index = _best_boxes(iou, low_quality_iou)
+            forced.scatter_reduce_(0, near[index], group[k], "amax")
     matches.masked_fill_(best_iou < iou_threshold, NEGATIVE)
     return torch.where(forced >= 0, forced, matches)
+
+
+def _best_boxes(iou: Tensor, least_iou: float) -> tuple[Tensor, Tensor]:
+    """Return the pairs (k, box) whose IoU is the best of ground truth k and at least that high."""
+    best = iou.amax(dim=1, keepdim=True)
+    k, box = ((iou == best) & (best >= least_iou)).nonzero(as_tuple=True)
+    return k, box
 
 
 def _comparable(
@@ -261,10 +273,9 @@ def _comparable(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield groups of ground-truth boxes and the boxes that may match them.
 
-    All pairs are one group if there are few of them. Otherwise their number would grow with
-    thousands of objects in an image, though most pairs are far apart. Then the groups are of ground
-    truth that is similar in place and size, and leave out the boxes that cannot reach
-    ``least_iou``.
+    With thousands of objects in an image, most of the pairs are far apart, and comparing all of
+    them would take most of a training step. The groups are of ground truth that is similar in place
+    and size, and leave out the boxes that cannot reach ``least_iou``.
 
     Args:
         gt_boxes: (G, 4).
@@ -272,16 +283,8 @@ def _comparable(
         least_iou: IoU below which a pair does not matter.
 
     Yields:
-        Indices of some of the ground truth, ascending, and of some of the boxes.
+        Ascending indices of some of the ground truth, and of some of the boxes.
     """
-    if not len(gt_boxes) or not len(boxes):
-        return
-    if len(gt_boxes) * len(boxes) <= _MAX_PAIRS:
-        yield (
-            torch.arange(len(gt_boxes), device=boxes.device),
-            torch.arange(len(boxes), device=boxes.device),
-        )
-        return
     # Boxes reach an IoU t only if they intersect and if the ratios of their widths and of their
     # heights are between t and 1/t; a little less strict for the sake of rounding. All conditions
     # are written as numbers of a box that must be below a bound: (8, R) < (8, 1).

@@ -101,8 +101,8 @@ def test_unusable_ground_truth_matches_nothing() -> None:
     for number, output in enumerate(outputs, start=1):
 
         def match(boxes: list[list[float]]) -> Tensor:
-            gt_boxes = without_unusable(instances(size, boxes).gt_boxes)
-            return model.criterion.targets(number).match(output, [gt_boxes], grid)  # noqa: B023
+            gt_boxes = without_unusable([instances(size, boxes).gt_boxes])
+            return model.criterion.targets(number).match(output, gt_boxes, grid)  # noqa: B023
 
         mixed, alone = match([*bad, good]), match([good])
         assert (alone >= 0).any()
