@@ -3,9 +3,9 @@
 
     dev/make_zoo.py --no-latency
 
-Counting takes some seconds a config, timing (in turn with a baseline) a minute. --only measures
-some of them anew and keeps what the page says of the others; with no names it measures none, for
-changes of docs/zoo.yaml.
+Counting takes some seconds per config, timing (in turn with a baseline) a minute. --only measures
+the named configs again and keeps the page's figures of the others; without names it measures none,
+for changes of docs/zoo.yaml alone.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The model zoo's page: what docs/zoo.yaml says of each config, and what can be measured."""
+"""The page of the model zoo: the text of docs/zoo.yaml and the measurements of each config."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ Written by `dev/make_zoo.py` from `docs/zoo.yaml` and the configs: change those,
 - **Ours**: trained by us, with the command. Blank: not trained to the end.
 - **Parameters**: all, in millions, without the numbers of frozen norms.
 - **GFLOPs**: multiply-adds in billions, as `tools/analyze_model.py` counts them, of one image of
-  the size named, which is how the config resizes a photograph of 2 by 3 in testing, with the number
+  the size named, which is how the config resizes a photo with aspect ratio 3:2 in testing, with the number
   of RoIs that it tests with in the box head and, in a mask head, {detections} detections.
 - **Time**: CPU time of that over that of detectron2's Faster R-CNN with R-50-FPN and 1000 RoIs on
   800 x 1216, taken in turn. Blank: not measured.
@@ -55,14 +55,14 @@ _FIRST_MEASURED = _COLUMNS.index("parameters")
 
 @dataclass(frozen=True)
 class Entry:
-    """What is written by hand about a config.
+    """The hand-written part of a config's row.
 
     Attributes:
-        what: one sentence.
+        what: description of the config in one sentence.
         figure: a published result, e.g. "box AP 40.5".
-        source: who reports it, and where.
-        ours: what we trained it to.
-        command: that trained it.
+        source: who reports the figure, and where.
+        ours: our own result.
+        command: command that trained it.
     """
 
     what: str
@@ -87,14 +87,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Measured:
-    """The cells of the page that come from the model, as text.
+    """The measured cells of a config's row, as text.
 
     Attributes:
-        parameters: in millions.
-        image: height x width.
-        rois: of the box head; empty where there is none.
+        parameters: number of parameters in millions.
+        image: height x width of the image.
+        rois: number of RoIs in the box head; empty if there is no box head.
         gflops: multiply-adds in billions.
-        time: over the baseline's; empty where not measured.
+        time: time relative to the baseline's; empty if not measured.
     """
 
     parameters: str
@@ -105,16 +105,16 @@ class Measured:
 
 
 def trainable_configs() -> list[str]:
-    """Names of the zoo's configs, without those that are only a base of others."""
+    """Return the names of the zoo's configs, without those that are only a base of others."""
     names = model_zoo.list_configs()
     return [name for name in names if not PurePosixPath(name).name.startswith("Base-")]
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
-    """The hand-written file: names of configs, each with the fields of :class:`Entry`.
+    """Read the hand-written file: names of configs, each with the fields of :class:`Entry`.
 
     Raises:
-        ValueError: an entry has a field that is unknown, or is not complete; the message names it.
+        ValueError: an entry has an unknown field or is not complete; the message names it.
     """
     entries = {}
     for name, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -126,7 +126,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 
 def check_entries(entries: Mapping[str, Entry], configs: Sequence[str]) -> None:
-    """Compare the entries with the configs that there are.
+    """Compare the entries with the existing configs.
 
     Raises:
         ValueError: a config has no entry, or an entry has no config.
@@ -141,7 +141,7 @@ def check_entries(entries: Mapping[str, Entry], configs: Sequence[str]) -> None:
 
 
 def count_parameters(model: nn.Module) -> str:
-    """All parameters, in millions, as the page has them."""
+    """Return the number of parameters in millions, as the page shows it."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}"
 
 
@@ -149,8 +149,8 @@ def measure(name: str, *, repeats: int = 0) -> Measured:
     """Build a config's model on the CPU with random weights and measure it.
 
     Args:
-        name: of the config.
-        repeats: timings of the model and of the baseline in turn; 0 leaves the time out.
+        name: name of the config.
+        repeats: number of timings of the model and the baseline in turn; 0 leaves the time out.
     """
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "cpu"
@@ -180,7 +180,7 @@ def _time_ratio(work: FixedWork, repeats: int) -> float:
 
 
 def baseline_cfg() -> CfgNode:
-    """detectron2's faster_rcnn_R_50_FPN_1x, on the CPU."""
+    """Return the config of detectron2's faster_rcnn_R_50_FPN_1x, on the CPU."""
     cfg = get_cfg()
     cfg.merge_from_file(model_zoo.get_config_file("Base-RCNN-FPN.yaml"), allow_unsafe=False)
     cfg.MODEL.DEVICE = "cpu"
@@ -191,12 +191,12 @@ def baseline_cfg() -> CfgNode:
 def format_page(
     entries: Mapping[str, Entry], measured: Mapping[str, Measured], *, configs_at: str
 ) -> str:
-    """The page in Markdown: a table for each folder, those of the zoo's root first.
+    """Return the page in Markdown: a table for each folder, first that of the zoo's root.
 
     Args:
-        entries: by name of the config.
-        measured: of the same configs.
-        configs_at: path of the configs' folder as the page sees it.
+        entries: entries by name of the config.
+        measured: measurements of the same configs.
+        configs_at: path of the configs' folder, relative to the page.
     """
     folders: dict[str, list[str]] = {}
     for name in sorted(entries, key=lambda name: ("/" in name, name)):
@@ -222,7 +222,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def read_measured(page: str, *, configs_at: str) -> dict[str, Measured]:
-    """What a page of :func:`format_page` says, by name of the config."""
+    """Return the measured cells of a page of :func:`format_page`, by name of the config."""
     measured = {}
     for line in page.splitlines():
         found = re.match(rf"\| \[[^\]]*\]\({re.escape(configs_at)}/([^)]*)\)", line)

@@ -32,17 +32,17 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def choose_metrics(runs: Sequence[Run], patterns: Sequence[str] | None = None) -> list[str]:
-    """The metrics to draw.
+    """Choose the metrics to draw.
 
     Args:
-        runs: one of them having a metric is enough.
-        patterns: shell patterns; None takes losses and APs.
+        runs: runs, of which at least one must have a metric.
+        patterns: shell patterns of metrics; None chooses losses and APs.
 
     Returns:
         Keys of ``metrics.json``, in the order of the patterns and then the alphabet.
 
     Raises:
-        UsageError: nothing matches a pattern, or no default metric is there.
+        UsageError: no metric matches a pattern, or the runs have no default metric.
     """
     rows = [row for run in runs for row in run.metrics]
     keys = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
@@ -60,12 +60,12 @@ def choose_metrics(runs: Sequence[Run], patterns: Sequence[str] | None = None) -
 
 
 def draw_runs(runs: Mapping[str, Run], metrics: Sequence[str], *, weight: float = 0.0) -> Figure:
-    """A panel per metric, a curve per run, one legend.
+    """Draw a panel per metric with a curve per run, and one legend.
 
     Args:
-        runs: by name.
+        runs: runs by name.
         metrics: keys of ``metrics.json``, at least one.
-        weight: see :func:`smooth`; the values themselves are then drawn pale behind.
+        weight: see :func:`smooth`; the unsmoothed values are then drawn pale in the background.
     """
     columns = min(_MAX_COLUMNS, len(metrics))
     lines = math.ceil(len(metrics) / columns)
@@ -117,14 +117,14 @@ def _draw_metric(
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential mean of the values so far, without the pull towards zero at the start.
+    """Return the exponential mean of the values so far, without a bias towards zero at the start.
 
-    The mean after value t is that of values 0..t with weights ``weight ** (t - i)``; this is
-    Adam's bias correction (Kingma and Ba, arXiv 1412.6980, section 3).
+    The mean after value t weights the values i = 0..t by ``weight ** (t - i)``; this is Adam's
+    bias correction (Kingma and Ba, arXiv 1412.6980, section 3).
 
     Args:
-        values: in their order; a NaN or infinity is passed over, and stands in the result.
-        weight: in [0, 1).
+        values: values in their order; a NaN or infinity is skipped and stands in the result.
+        weight: weight of the past, in [0, 1).
     """
     smoothed = []
     total = norm = 0.0

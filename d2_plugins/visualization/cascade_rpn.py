@@ -28,10 +28,10 @@ class ChosenCells:
     """Cells of one image and what the stages made of them.
 
     Attributes:
-        names: K names, e.g. "p3 (12, 40)": level, row and column.
+        names: K names of cells, e.g. "p3 (12, 40)": level, row and column.
         boxes: per stage (K, 4), clipped to the image: the anchors first, the final boxes last.
         sampled: (K, 4), the boxes whose nine points the last adaptive convolution sampled; None
-            if there is but one stage.
+            if there is only one stage.
         scores: (K,), the final objectness in 0..1.
     """
 
@@ -50,7 +50,7 @@ def trace_cells(
     Args:
         model: a detector in evaluation mode whose ``proposal_generator`` is a CascadeRPN.
         image: (C, H, W) in the model's channel order and range.
-        num_cells: how many of the best cells to follow, no two of them on one object.
+        num_cells: number of the best cells to follow, no two of them on one object.
         cells: follow these instead, as "LEVEL:ROW:COLUMN".
 
     Raises:
@@ -87,12 +87,12 @@ def trace_cells(
 
 
 def choose_cells(boxes: Tensor, scores: Tensor, number: int) -> Tensor:
-    """The best cells, no two of which overlap much.
+    """Choose the cells with the best scores whose boxes do not overlap much.
 
     Args:
         boxes: (R, 4) final boxes.
-        scores: (R,).
-        number: how many at most.
+        scores: (R,) scores of the boxes.
+        number: largest number of cells to choose.
 
     Returns:
         Indices, best first.
@@ -131,11 +131,11 @@ def _name(number: int, sizes: dict[str, tuple[int, int]]) -> str:
 
 
 def draw_cells(photo: np.ndarray, chosen: ChosenCells) -> Figure:
-    """The picture: one panel for the anchors, one for each stage, one for the sampling points.
+    """Draw a panel for the anchors, one for each stage, and one for the sampling points.
 
     Args:
         photo: (H, W, 3), RGB.
-        chosen: cells of this photograph.
+        chosen: cells of this photo.
     """
     titles = ["regular anchors"] + [f"stage {i}" for i in range(1, len(chosen.boxes))]
     if chosen.sampled is not None:

@@ -15,12 +15,12 @@ __all__ = ["draw_annotations", "draw_sample"]
 
 
 def draw_annotations(item: dict[str, Any], metadata: Metadata, *, scale: float = 1.0) -> np.ndarray:
-    """Draw boxes, masks, key points and class names of an image of a data set.
+    """Draw the boxes, masks, keypoints and class names of an image of a dataset.
 
     Args:
         item: one of detectron2's dataset dicts.
-        metadata: of the data set.
-        scale: of the picture.
+        metadata: metadata of the dataset.
+        scale: size of the picture relative to the image.
 
     Returns:
         (H * scale, W * scale, 3) uint8, RGB.
@@ -50,8 +50,8 @@ def draw_sample(
     Args:
         sample: what the mapper gives to the model: ``image`` (3, H, W) and ``instances``.
         image_format: ``INPUT.FORMAT``.
-        metadata: of the data set.
-        scale: of the picture.
+        metadata: metadata of the dataset.
+        scale: size of the picture relative to the image.
 
     Returns:
         (H * scale, W * scale, 3) uint8, RGB.

@@ -51,7 +51,7 @@ def _matches(pattern: str) -> list[Path]:
         hint = ""
         if pattern.isupper():  # --input takes all words up to the next option
             hint = "; KEY VALUE pairs go behind another option, or behind '--'"
-        raise UsageError(f"--input: '{pattern}' is no file or folder, and matches none{hint}")
+        raise UsageError(f"--input: '{pattern}' is not a file or folder, and matches none{hint}")
     return sorted(files)
 
 

@@ -53,10 +53,10 @@ def explain_regions(model: Any, image: Tensor, *, num_regions: int = 6) -> list[
         model: a GeneralizedRCNN in eval mode, built with Inverted Attention on and its
             ``ROI_CHOICE`` "all", see :func:`attention_config`.
         image: (3, H, W) in the model's ``INPUT.FORMAT``.
-        num_regions: explain at most so many detections, best first.
+        num_regions: largest number of detections to explain, best first.
 
     Returns:
-        One entry per region; none where nothing is detected.
+        One entry per region; none if nothing is detected.
     """
     heads = model.roi_heads
     images = model.preprocess_image([{"image": image}])
@@ -111,11 +111,11 @@ def draw_regions(
     regions: Sequence[RegionAttention],
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """A row per region: the region, its attention, and what is left of it.
+    """Draw a row per region: the region, its attention, and what is left of it.
 
     Args:
         photo: (H, W, 3), RGB, uint8.
-        regions: regions of this photograph, at least one.
+        regions: regions of this photo, at least one.
         class_names: names to show in place of class numbers.
     """
     figure = Figure(figsize=(7.5, 2.6 * len(regions)), layout="constrained")
@@ -136,7 +136,7 @@ def draw_regions(
 
 
 def attention_config(cfg: CfgNode) -> CfgNode:
-    """A copy of a config whose model explains every region; the weights fit as before."""
+    """Return a copy of a config whose model explains every region; the weights still fit."""
     cfg = cfg.clone()
     cfg.defrost()
     name = cfg.MODEL.ROI_HEADS.NAME
@@ -147,7 +147,7 @@ def attention_config(cfg: CfgNode) -> CfgNode:
 
 
 def _crop(image: np.ndarray, box: Tensor) -> np.ndarray:
-    """The whole pixels that a box touches; at least one."""
+    """Return the pixels that a box touches; at least one."""
     height, width = image.shape[:2]
     x0, y0 = (int(v) for v in box[:2].floor())
     x1, y1 = (int(v) for v in box[2:].ceil())
@@ -156,5 +156,5 @@ def _crop(image: np.ndarray, box: Tensor) -> np.ndarray:
 
 
 def _stretch(values: Tensor, pixels: np.ndarray, mode: str) -> np.ndarray:
-    """(P, P) -> (h, w), the size of ``pixels`` (h, w, 3)."""
+    """Resize (P, P) to (h, w), the size of ``pixels`` (h, w, 3)."""
     return F.interpolate(values[None, None], pixels.shape[:2], mode=mode)[0, 0].numpy()

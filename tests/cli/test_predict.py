@@ -206,7 +206,7 @@ def test_mistakes(
     given = ["--input", photo]
     source: list[Any]
     for source, options, message in (
-        (["--input", tmp_path / "*.gif"], [], "*.gif' is no file or folder, and matches none"),
+        (["--input", tmp_path / "*.gif"], [], "*.gif' is not a file or folder, and matches none"),
         ([*given, tmp_path / "empty"], [], "no image (.bmp, "),
         ([*given, "MODEL.DEVICE"], [], "KEY VALUE pairs go behind another option"),
         (["--video-input", tmp_path / "none.mp4"], [], "none.mp4'"),

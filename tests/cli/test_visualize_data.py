@@ -71,7 +71,10 @@ def test_your_own_data(tmp_path: Path) -> None:
         (["--config-file", "none.yaml"], "none.yaml"),
         (["--dataset", "shapes_val", "NO.KEY", "1"], "NO.KEY"),
         (["--train-json", "none.json", "--train-images", "."], "none.json"),
-        (["--config-file", "Demo/faster_rcnn.yaml", "DATASETS.TRAIN", "()"], "is empty"),
+        (
+            ["--config-file", "Demo/faster_rcnn.yaml", "DATASETS.TRAIN", "()"],
+            "DATASETS.TRAIN is (); allowed: ",
+        ),
     ],
 )
 def test_mistakes(

@@ -96,7 +96,7 @@ def test_tool(tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{path}, 128 x 85: same, " in capsys.readouterr().out
     assert tool("--output", str(path), "--box-tolerance", "-1") == 1
     assert "DIFFERENT" in capsys.readouterr().out
-    # A check that saw nothing is no check.
+    # An image without detections proves nothing.
     assert tool("--output", str(path), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0") == 1
     assert "NOTHING FOUND: lower MODEL.ROI_HEADS" in capsys.readouterr().out
 

@@ -47,7 +47,7 @@ def test_proposals(cells: tuple[int, ...], post: int, broken: bool) -> None:
         nms_thresh=thresh,
         min_box_size=least,
     )
-    assert len(chosen) == len(valid) == min(post, pre * len(cells))  # whatever the image
+    assert len(chosen) == len(valid) == min(post, pre * len(cells))  # for every image
     assert torch.equal(chosen[valid], expected.proposal_boxes.tensor)
     assert valid.tolist() == sorted(valid.tolist(), reverse=True)
     assert not chosen[~valid].any()
@@ -87,7 +87,7 @@ def test_detections(thresh: float, agnostic: bool, broken: bool) -> None:
 
 
 def test_many_classes_stay_apart_without_losing_precision() -> None:
-    """A second box 0.001 below the threshold of IoU stays, whatever its class."""
+    """A second box 0.001 below the threshold of IoU stays, regardless of its class."""
     classes, thresh = 80, 0.5
     side = 1200.0
     # Of the same height, overlapping by two thirds of the width less a hair: IoU just below 0.5.

@@ -1,4 +1,4 @@
-"""What the pictures of a report show, read from their pixels."""
+"""The pictures of a report, read from their pixels."""
 
 from pathlib import Path
 from typing import Any

@@ -22,7 +22,7 @@ SMALL = (
     *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32),
     *("MODEL.DOUBLE_HEAD.FC_DIM", 32, "MODEL.DOUBLE_HEAD.CONV_DIM", 32),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 50),
-    # Few levels: the time of an export is that of its nodes, whatever their size.
+    # Few levels: the time of an export depends on the number of nodes, not on their size.
     *("MODEL.CSPNET.OUT_FEATURES", ("res4", "res5"), "MODEL.FPN.IN_FEATURES", ("res4", "res5")),
     *("MODEL.RPN.IN_FEATURES", ("p4", "p5"), "MODEL.ROI_HEADS.IN_FEATURES", ("p4", "p5")),
     *(

@@ -59,10 +59,10 @@ def test_annotations_are_drawn_in_their_place(item: dict[str, Any], scale: float
     assert picture.shape == (200 * scale, 260 * scale, 3)
     changed = difference(picture, RGB_GREY)
     assert extent(changed) == pytest.approx([scale * x for x in BOX], abs=4 * scale)
-    at = np.array([[60, 100], [140, 140]]) * int(scale)  # inside the triangle, and beside it
+    at = np.array([[60, 100], [140, 140]]) * int(scale)  # inside the triangle, and outside of it
     assert changed[at[0, 1], at[0, 0]]
     assert not changed[at[1, 1], at[1, 0]]
-    # The picture is RGB: beside the objects it shows the image.
+    # The picture is RGB: around the objects it shows the image.
     assert np.abs(picture[-1, -1].astype(int) - RGB_GREY).max() <= 2
 
 

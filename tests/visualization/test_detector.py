@@ -200,10 +200,10 @@ def test_where_the_classes_come_from(
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     shapes = Classes.of_dataset("shapes_val")
     assert shapes is not None
-    beside = Classes(("a", "b"), (1, 2))
-    beside.write(tmp_path)
+    adjacent = Classes(("a", "b"), (1, 2))
+    adjacent.write(tmp_path)
     assert find_classes(cfg, {"classes": CLASSES.state_dict()}) == CLASSES
-    assert find_classes(cfg, {}) == find_classes(cfg, {"classes": ["x"]}) == beside
+    assert find_classes(cfg, {}) == find_classes(cfg, {"classes": ["x"]}) == adjacent
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(shapes.names)
     assert find_classes(cfg, {"classes": CLASSES.state_dict()}) == shapes
     assert "The checkpoint names 2 classes, the model has 4" in caplog.text
