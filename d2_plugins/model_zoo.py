@@ -3,6 +3,8 @@
 The counterpart of ``detectron2.model_zoo`` (which itself needs pkg_resources).
 """
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode, LazyConfig
 
 from .config import get_cfg
+from .config_schema import check_config
 from .errors import UsageError, nearest
 
 __all__ = [
@@ -20,6 +23,12 @@ __all__ = [
     "list_configs",
     "read_config",
 ]
+
+
+# The largest config of the zoo has some 200 values.
+_MAX_NODES = 100_000
+# Exceptions of yacs and detectron2 for a config that does not fit the defaults.
+_MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def _root() -> Path:
@@ -114,19 +123,21 @@ def read_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
         opts: KEY VALUE pairs.
 
     Raises:
-        UsageError: the file is missing, unsafe or not YAML, a key is unknown, or a value has the
-            wrong type.
+        UsageError: the file is missing, unsafe or not YAML, a key is unknown, or a value is not
+            allowed.
     """
     cfg = get_cfg()
     if config_file:
         _merge_file(cfg, config_file)
     _merge_opts(cfg, list(opts))
+    check_config(cfg)
     return cfg
 
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     path = find_config(config_file)
     try:
+        _check_yaml(Path(path))
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(
@@ -134,14 +145,67 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         ) from error
     except yaml.YAMLError as error:
         raise UsageError(f"{config_file} is not valid YAML: {error}") from error
-    except (KeyError, ValueError, AssertionError) as error:
+    except UsageError:
+        raise
+    except (OSError, RecursionError) as error:
+        raise UsageError(f"{config_file} cannot be read: {error}") from error
+    except _MERGE_ERRORS as error:
         raise UsageError(f"{config_file}: {_explain(error, cfg)}") from error
+
+
+def _check_yaml(path: Path, bases: tuple[Path, ...] = ()) -> None:
+    """Check the structure of a YAML file and of its ``_BASE_`` files before they are merged.
+
+    Args:
+        path: the file.
+        bases: the files that lead to this one.
+    """
+    path = Path(os.path.abspath(path))
+    if path in bases:
+        raise UsageError(f"_BASE_ of {bases[-1]} is {path}; allowed: a file that does not need it")
+    if not path.is_file():
+        raise UsageError(f"_BASE_ of {bases[-1]} is {path}; allowed: an existing file")
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path} is {'empty' if root is None else 'not a mapping'}; allowed: keys")
+    if _size(root, {}) > _MAX_NODES:
+        raise UsageError(f"{path} has more than {_MAX_NODES} values, counting its aliases")
+    sections = {name for name, value in get_cfg().items() if isinstance(value, CfgNode)}
+    for key, value in root.value:
+        if (
+            isinstance(key.value, str)
+            and key.value in sections
+            and not isinstance(value, yaml.MappingNode)
+        ):
+            raise UsageError(f"{key.value} is not a section in {path}; allowed: a section of keys")
+        if key.value == "VERSION" and value.tag != "tag:yaml.org,2002:int":
+            raise UsageError(f"VERSION is {value.value}; allowed: 2")
+        if key.value == "_BASE_":
+            names = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for name in names:
+                _check_yaml(_base_path(path, name), (*bases, path))
+
+
+def _base_path(path: Path, name: yaml.Node) -> Path:
+    if not isinstance(name, yaml.ScalarNode) or not name.value or "://" in name.value:
+        raise UsageError(f"_BASE_ of {path} is {name.value}; allowed: local files")
+    return path.parent / Path(name.value).expanduser()
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Return the number of values below a node with its aliases written out."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # an alias within its own anchor has no end
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = [child if isinstance(child, tuple) else (child,) for child in children]
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for pair in pairs for child in pair)
+    return sizes[id(node)]
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     try:
         cfg.merge_from_list(opts)
-    except (KeyError, ValueError, AssertionError) as error:
+    except (*_MERGE_ERRORS, RecursionError, MemoryError) as error:
         bad = [key for key in opts[::2] if key not in set(_keys(cfg))]
         if bad:
             raise UsageError(_unknown_key(bad[0], cfg)) from error

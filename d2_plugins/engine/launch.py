@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.engine import launch as detectron2_launch
@@ -45,10 +46,11 @@ def launch(
         args: arguments of ``main``.
 
     Raises:
-        UsageError: ``num_gpus`` is greater than the number of GPUs.
+        UsageError: ``num_gpus`` is greater than the number of GPUs, or ``dist_url`` is not valid.
         SystemExit: a worker died; the message names it and the cause. The others were stopped.
             Status 2 means that the worker printed a mistake of the user.
     """
+    _check_dist_url(dist_url)
     if use_cpu:
         # Hide the GPUs before CUDA is initialized: detectron2 uses NCCL if it sees one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -69,6 +71,18 @@ def launch(
     except ProcessExitedException as error:
         reported = error.exit_code == _USAGE_STATUS  # printed by the worker, see _worker
         raise SystemExit(_USAGE_STATUS if reported else _cause(error, processes)) from None
+
+
+def _check_dist_url(dist_url: str) -> None:
+    if dist_url == "auto" or dist_url.startswith(("env://", "file://")):
+        return
+    try:
+        url = urlparse(dist_url)
+        valid = url.scheme == "tcp" and bool(url.hostname) and url.port is not None and url.port > 0
+    except ValueError:  # a port that is not a number from 0 to 65535
+        valid = False
+    if not valid:
+        raise UsageError(f"--dist-url is {dist_url}; allowed: auto, tcp://HOST:PORT")
 
 
 def launch_as(

@@ -1,12 +1,13 @@
 """Config of a run, built and checked from a command line, and the set-up of a process."""
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -14,7 +15,7 @@ from ..data import missing_dataset_hint, register_custom
 from ..errors import UsageError, nearest, usage_errors
 from ..evaluation import check_test_config
 from ..model_zoo import find_config, read_config
-from ..modeling.roi_heads import InvertedAttentionMixin
+from .train_step import amp_dtype
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
 
@@ -44,8 +45,8 @@ def build_cfg(args: argparse.Namespace) -> CfgNode:
         args: the parsed command line of a training.
 
     Raises:
-        UsageError: the config file is missing or unsafe, a key is unknown, a value has the wrong
-            type, or a dataset is missing or broken.
+        UsageError: the config file is missing or unsafe, a key is unknown, a value is not allowed,
+            or a dataset is missing or broken.
     """
     cfg = read_config(args.config_file, args.opts)
     if args.train_json or args.val_json:
@@ -53,10 +54,24 @@ def build_cfg(args: argparse.Namespace) -> CfgNode:
     if args.num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_datasets(cfg, training=not args.eval_only)
-    _check_roi_heads(cfg)
+    _check_output_dir(cfg.OUTPUT_DIR)
     with usage_errors():
         check_test_config(cfg)
+        amp_dtype(cfg)
     return cfg
+
+
+def _check_output_dir(name: str) -> None:
+    """Check that files can be written in a folder, or in the nearest existing one above it."""
+    try:
+        folder = Path(name).expanduser().resolve()
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"OUTPUT_DIR is {name}; allowed: a writable folder ({reason})") from error
 
 
 def _register_in_worker(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -133,30 +148,6 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
             raise UsageError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but dataset "
                 f"'{name}' has {len(classes)} classes"
-            )
-
-
-def _check_roi_heads(cfg: CfgNode) -> None:
-    """Refuse keys that only this package's heads read; detectron2's would silently ignore them."""
-    keys = {
-        "MODEL.INVERTED_ATTENTION.ENABLED": cfg.MODEL.INVERTED_ATTENTION.ENABLED,
-        "MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT != 1,
-    }
-    name = cfg.MODEL.ROI_HEADS.NAME
-    known = [other for other, _ in ROI_HEADS_REGISTRY]
-    if name not in known:
-        near = nearest(name, known)
-        raise UsageError(
-            f"MODEL.ROI_HEADS.NAME is {name}; allowed: registered heads. Nearest: {near}"
-        )
-    if issubclass(ROI_HEADS_REGISTRY.get(name), InvertedAttentionMixin):
-        return
-    ours = [o for o, heads in ROI_HEADS_REGISTRY if issubclass(heads, InvertedAttentionMixin)]
-    for key, is_set in keys.items():
-        if is_set:
-            raise UsageError(
-                f"MODEL.ROI_HEADS.NAME is {name}, which does not read {key}; allowed: "
-                f"{', '.join(sorted(ours))}"
             )
 
 

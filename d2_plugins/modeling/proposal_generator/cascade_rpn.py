@@ -12,6 +12,7 @@ Shape shorthand:
     Hi, Wi: height and width of level i
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -305,7 +306,8 @@ def _anchor_scale(generator: Any) -> float:
 
     Raises:
         ValueError: there is not exactly one anchor per cell, the anchors are not centred on the
-            cells' corners, or their sides do not grow with the strides.
+            cells' corners, their sides do not grow with the strides, or the strides do not double
+            from level to level.
     """
     key = "MODEL.ANCHOR_GENERATOR."
     if generator.box_dim != 4 or set(generator.num_anchors) != {1}:
@@ -316,6 +318,13 @@ def _anchor_scale(generator: Any) -> float:
         )
     if getattr(generator, "offset", 0.0) != 0.0:
         raise ValueError(f"{key}OFFSET is {generator.offset}; allowed for CascadeRPN: 0.0")
+    strides = list(generator.strides)
+    # Objects are assigned to levels by powers of two of their size.
+    if any(after != 2 * before for before, after in itertools.pairwise(strides)):
+        raise ValueError(
+            f"MODEL.RPN.IN_FEATURES has the strides {strides}; allowed for CascadeRPN: ascending "
+            "strides, each twice the one before"
+        )
     areas = [(a[0, 2:] - a[0, :2]).prod().item() for a in generator.cell_anchors]
     scales = [area**0.5 / stride for area, stride in zip(areas, generator.strides, strict=True)]
     if max(scales) > 1.001 * min(scales):

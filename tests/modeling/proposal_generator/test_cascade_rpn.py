@@ -414,6 +414,25 @@ def test_config_errors(key: str, value: object, message: str) -> None:
     assert "MODEL." in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("features", "sizes"),
+    [
+        (["p2", "p4"], [[32], [128]]),
+        (["p3", "p2"], [[64], [32]]),
+        (["p3", "p3"], [[64], [64]]),
+        (["p2", "p3", "p5"], [[32], [64], [256]]),
+    ],
+)
+def test_levels_whose_strides_do_not_double_are_refused(
+    features: list[str], sizes: list[list[int]]
+) -> None:
+    cfg = crpn_cfg()
+    cfg.MODEL.RPN.IN_FEATURES = features
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+    with pytest.raises(ValueError, match=r"MODEL\.RPN\.IN_FEATURES has the strides .*; allowed"):
+        crpn(cfg=cfg)
+
+
 def test_other_construction_errors() -> None:
     shapes = {n: ShapeSpec(channels=8 + i, stride=2 ** (i + 2)) for i, n in enumerate(LEVELS)}
     with pytest.raises(
