@@ -301,6 +301,7 @@ RULES: dict[str, Rule] = {
     "MODEL.DOUBLE_HEAD.BOX_FUSION": one_of("conv", "fc", "mean"),
     "MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE": either(one_of(None), real(-1, 1)),
     "MODEL.DOUBLE_HEAD.CONV_HEAD_NMS_THRESH": _SHARE,
+    "MODEL.DOUBLE_HEAD.CONV_HEAD_LR_FACTOR": _WEIGHT,
     "MODEL.INVERTED_ATTENTION.MODE": one_of("spatial", "channel", "both", "random"),
     "MODEL.INVERTED_ATTENTION.SPATIAL_DROP": _SHARE,
     "MODEL.INVERTED_ATTENTION.CHANNEL_DROP": _SHARE,

@@ -53,11 +53,11 @@ def build_cfg(args: argparse.Namespace) -> CfgNode:
         register_own_data(cfg, args)
     if args.num_gpus == 0 or not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    check_datasets(cfg, training=not args.eval_only)
     _check_output_dir(cfg.OUTPUT_DIR)
     with usage_errors():
         check_test_config(cfg)
         amp_dtype(cfg)
+    check_datasets(cfg, training=not args.eval_only)
     return cfg
 
 

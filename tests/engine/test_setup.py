@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from d2_plugins.cli.parsers import parse_train_args
-from d2_plugins.engine import build_cfg
+from d2_plugins.engine import build_cfg, launch
 from d2_plugins.engine.trainer import scale_to_world_size
 from d2_plugins.errors import UsageError
 from tests.support.toy import toy_cfg, write_toy_coco
@@ -40,14 +40,34 @@ def own_data(tmp_path: Path) -> list[str]:
         (["--config-file", "csp_cascade.yaml"], "d2-plugins prepare coco2017"),
         (["--config-file", DEMO, "MODEL.INVERTED_ATTENTION.ENABLED", "True"], "PluginROIHeads"),
         (["--config-file", DEMO, "MODEL.ROI_HEADS.NAME", "DoubleHead"], "DoubleHeadROIHeads"),
+        (["--config-file", DEMO, "SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0"),
+        (["--config-file", DEMO, "OUTPUT_DIR", "file"], "OUTPUT_DIR is file; .*writable folder"),
+        (["--config-file", DEMO, "OUTPUT_DIR", "file/run"], "OUTPUT_DIR is file/run"),
+        (["--config-file", DEMO, "OUTPUT_DIR", "/proc/run"], "OUTPUT_DIR is /proc/run"),
+        (["--config-file", DEMO, "OUTPUT_DIR", "a\0b"], "OUTPUT_DIR is"),
+        (["--config-file", DEMO, "OUTPUT_DIR", ""], "OUTPUT_DIR is ''"),
+        (
+            ["--config-file", DEMO, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"],
+            "SOLVER.AMP.DTYPE is float16; allowed on the CPU",
+        ),
     ],
 )
 def test_mistakes_are_named(
     argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no ./datasets here
+    (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=said):
         build(*argv)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["tcp://host", "tcp://host:", "tcp://host:port", "tcp://host:70000", "tcp://:1", "h:1", ""],
+)
+def test_bad_dist_urls_are_named(url: str) -> None:
+    with pytest.raises(UsageError, match=r"--dist-url is .*; allowed: auto, tcp://HOST:PORT"):
+        launch(print, 2, dist_url=url)
 
 
 def test_unknown_key_in_a_file_names_file_and_nearest_key(tmp_path: Path) -> None:
