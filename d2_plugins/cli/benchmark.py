@@ -14,7 +14,7 @@ import torch
 
 from ..benchmark.adaptive_conv import adaptive_conv
 from ..benchmark.cascade_rpn import cascade_rpn, region_matching
-from ..benchmark.gpu_check import FULL, STEPS, TOY, gpu_check
+from ..benchmark.gpu_check import FULL, STEP_NAMES, TOY, gpu_check
 from ..benchmark.machine import describe_machine
 from ..benchmark.roi_heads import double_head, flagship_step, inverted_attention
 from .parsers import exit_status, text_parser
@@ -100,7 +100,14 @@ def _add_gpu_check(commands: Any) -> None:
     command = commands.add_parser(_GPU_CHECK, help=text, description=text)
     command.add_argument("--output-dir", default="gpu_check", help="folder of the two reports")
     command.add_argument("--num-gpus", type=int, default=1, help="with 2 and more, DDP is checked")
-    command.add_argument("--steps", nargs="+", choices=STEPS, default=[], help="only these steps")
+    command.add_argument(
+        "--steps",
+        nargs="+",
+        choices=STEP_NAMES,
+        default=[],
+        metavar="STEP",
+        help=f"only these: {', '.join(STEP_NAMES)} (with several GPUs)",
+    )
     command.add_argument("--toy", action="store_true", help="tiny inputs, no limits on times")
 
 

@@ -130,7 +130,7 @@ def test_without_a_gpu_nothing_else_is_run(
     assert "CUDA device: 0 found (required: >= 1)" in capsys.readouterr().out
 
 
-def test_not_a_number_fails_every_kind_of_check() -> None:
+def test_what_fails_a_check_and_a_step() -> None:
     nan = float("nan")
     assert not any(c.passed for c in (at_most("a", nan, 1), at_least("a", nan, 1), value("a", nan)))
     assert at_most("a", 1, 1).passed

@@ -17,9 +17,9 @@ from .startup import check_startup
 from .times import check_times
 from .training import check_training
 
-__all__ = ["FULL", "STEPS", "TOY", "Check", "Scale", "Step", "gpu_check"]
+__all__ = ["FULL", "STEP_NAMES", "TOY", "Check", "Scale", "Step", "gpu_check"]
 
-STEPS: dict[str, Callable[[Scale], list[Check]]] = {
+_STEPS: dict[str, Callable[[Scale], list[Check]]] = {
     "machine": check_environment,
     "kernels": check_kernels,
     "start-up": check_startup,
@@ -29,7 +29,8 @@ STEPS: dict[str, Callable[[Scale], list[Check]]] = {
     "times": check_times,
 }
 _MACHINE = "machine"
-_PROCESSES = "processes"
+_PROCESSES = "processes"  # with several GPUs only
+STEP_NAMES = (*_STEPS, _PROCESSES)
 
 
 def gpu_check(
@@ -47,7 +48,7 @@ def gpu_check(
     Returns:
         True if all checks passed.
     """
-    steps: dict[str, Callable[[Scale], list[Check]]] = dict(STEPS)
+    steps: dict[str, Callable[[Scale], list[Check]]] = dict(_STEPS)
     if num_gpus > 1:
         steps[_PROCESSES] = lambda scale: check_processes(num_gpus, scale.device)
     results: list[Step] = []

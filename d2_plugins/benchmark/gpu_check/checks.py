@@ -75,7 +75,7 @@ TOY = Scale(
     image_size=(64, 96),
     level_sizes=((9, 7), (4, 3)),
     channels=(8, 3),
-    combinations=24,
+    combinations=36,
     random_sizes=2,
     batches=(1,),
     repeats=1,
@@ -104,11 +104,11 @@ class Step:
 
 
 def run_step(name: str, function: Callable[[Scale], list[Check]], scale: Scale) -> Step:
-    """Run one step; an exception in it is a failed check."""
+    """Run one step; an exception in it, or a process that dies, is a failed check."""
     start = time.perf_counter()
     try:
         checks = function(scale)
-    except Exception as error:  # every failure of a device belongs in the table
+    except (Exception, SystemExit) as error:  # every failure belongs in the report
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error}, at {where.filename}:{where.lineno}"
         checks = [Check("completed", False, text, "no exception")]

@@ -66,6 +66,9 @@ _WITHOUT_CHANCE: tuple[object, ...] = (
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 1100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 256, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5),
     *("MODEL.ROI_HEADS.NUM_CLASSES", 2),
+    # Inverted Attention masks every RoI whose score falls: those of an untrained head fall little.
+    *("MODEL.INVERTED_ATTENTION.MIN_CHANGE", 0.0, "MODEL.INVERTED_ATTENTION.FG_FRACTION", 0.5),
+    *("MODEL.INVERTED_ATTENTION.BG_FRACTION", 0.5),
 )
 _SIZE = (64, 80)
 
