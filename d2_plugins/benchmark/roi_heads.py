@@ -28,7 +28,7 @@ _EXT = {"LAMBDA_FC": 0.7, "LAMBDA_CONV": 0.8, "NUM_CONV": 2, "CONV_BLOCKS": "non
 
 
 class _Selective(nn.Module):
-    """The two heads of a Double-Head at inference, with some of the RoIs in the conv head."""
+    """The two heads of a Double-Head at inference; the conv head sees some of the RoIs."""
 
     def __init__(self, heads: ROIHeads, share: float) -> None:
         super().__init__()
@@ -38,22 +38,6 @@ class _Selective(nn.Module):
         fc = self.head.fc_head(regions[0])
         chosen = torch.arange(round(self.share * len(fc)), device=fc.device)
         return self.predictor((fc, self.head.conv_head(regions[-1][chosen])), chosen)
-
-
-class _PooledAlready(nn.Module):
-    """Replacement for the pooler of ``heads`` that returns features pooled once, as a leaf."""
-
-    def __init__(
-        self, heads: ROIHeads, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> None:
-        super().__init__()
-        boxes = [p.proposal_boxes for p in proposals]
-        pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
-        self.pooled = pooled.detach().requires_grad_()
-        self.scale = getattr(heads.box_pooler, "scale", 1.0)
-
-    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        return self.pooled
 
 
 def double_head(
@@ -123,10 +107,18 @@ def inverted_attention(
         steps = [_step(heads, heads._forward_box, features, proposals) for heads in pair]
         part = median_ratio(*steps, repeats=repeats, device=device)
         for heads in pair:
-            heads.box_pooler = _PooledAlready(heads, features, proposals)
+            _pool_once(heads, features, proposals)
         head = median_ratio(*steps, repeats=repeats, device=device)
         results[name] = {"part": part, "head": head}
     return results
+
+
+def _pool_once(heads: ROIHeads, features: dict[str, Tensor], proposals: list[Instances]) -> None:
+    """Let the pooler of ``heads`` return the features that it finds now, as a leaf."""
+    boxes = [p.proposal_boxes for p in proposals]
+    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
+    pooled = pooled.detach().requires_grad_()
+    heads.box_pooler.forward = lambda x, box_lists: pooled
 
 
 def flagship_step(image_size: int = 640, repeats: int = 3, device: str = "cpu") -> dict[str, float]:

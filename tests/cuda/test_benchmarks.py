@@ -39,7 +39,7 @@ BENCHMARKS: dict[str, Callable[[], dict]] = {
     "adaptive-conv": lambda: adaptive_conv((9, 7), 8, device="cuda", repeats=1, slow_repeats=1),
     "cascade-rpn": lambda: cascade_rpn(4, 1, "cuda"),
     "region-matching": lambda: region_matching(10, 1, "cuda"),
-    "double-head": lambda: double_head(2, 1, "cuda"),
+    "double-head": lambda: double_head(2, repeats=1, device="cuda"),
     "inverted-attention": lambda: inverted_attention(4, 1, "cuda"),
     "flagship-step": flagship_step,
 }

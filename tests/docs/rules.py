@@ -85,7 +85,7 @@ CHANGED: tuple[Change, ...] = (
         r"\g<0> MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0",
         "random weights give low scores, and a detection is needed",
     ),
-    Change(r"^d2-plugins benchmark [\w-]+", r"\g<0> --repeats 1", "minutes"),
+    Change(r"^d2-plugins benchmark (?!gpu-check)[\w-]+", r"\g<0> --repeats 1", "minutes"),
     Change(
         r"^d2-plugins benchmark (double-head|inverted-attention)",
         r"\g<0> --num-rois 8",
@@ -118,6 +118,7 @@ NOT_RUN: dict[str, str] = {
     r"d2-plugins prepare voc": _WHOLE,
     r"d2-plugins prepare (penn_fudan|bccd)": _WHOLE,
     r"d2-plugins check penn_fudan_train": _WHOLE,
+    r"d2-plugins benchmark gpu-check": "needs a GPU; tests/cuda/test_gpu_check.py simulates one",
 }
 
 # Folders that a page may use, and the command that makes each of them before the page is run.

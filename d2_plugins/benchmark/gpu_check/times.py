@@ -65,10 +65,10 @@ def _adaptive_convolution(scale: Scale) -> list[Check]:
 
 def _components(scale: Scale) -> list[Check]:
     device, repeats, channels = scale.device, scale.repeats, 256 if scale.full else 8
-    rpn = cascade_rpn(channels, repeats, device)
+    rpn = cascade_rpn(channels, repeats=repeats, device=device)
     rois = 512 if scale.full else 4
-    attention = inverted_attention(rois, repeats, device)
-    heads = double_head(rois, repeats, device)
+    attention = inverted_attention(rois, repeats=repeats, device=device)
+    heads = double_head(rois, repeats=repeats, device=device)
     matching = region_matching(repeats=repeats, device=device)["milliseconds"]
     return [
         value("Cascade RPN over RPN, inference", rpn["inference_vs_rpn"]),

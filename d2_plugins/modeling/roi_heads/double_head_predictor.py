@@ -249,16 +249,18 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
         """
         focused = super().losses(predictions[:2], proposals)
         losses = {name: focused[name] for name in ("loss_cls", "loss_box_reg")}
+        weights = dict(self.head_weight)
         scores_conv, deltas_fc = predictions[2:] or (None, None)
         # Not by super().losses, which would log a second set of accuracies and wait for the device.
         gt_classes = cat([p.gt_classes for p in proposals])
         if scores_conv is not None:
-            loss = self._classification_loss(scores_conv, gt_classes)
-            losses["loss_cls_conv"] = loss * self.loss_weight.get("loss_cls", 1.0)
+            losses["loss_cls_conv"] = self._classification_loss(scores_conv, gt_classes)
+            weights["loss_cls_conv"] *= self.loss_weight.get("loss_cls", 1.0)
         if deltas_fc is not None:
-            loss = self.box_reg_loss(*_boxes(proposals), deltas_fc, gt_classes)
-            losses["loss_box_reg_fc"] = loss * self.loss_weight.get("loss_box_reg", 1.0)
-        return {name: losses[name] * weight for name, weight in self.head_weight.items()}
+            boxes = _boxes(proposals)
+            losses["loss_box_reg_fc"] = self.box_reg_loss(*boxes, deltas_fc, gt_classes)
+            weights["loss_box_reg_fc"] *= self.loss_weight.get("loss_box_reg", 1.0)
+        return {name: losses[name] * weight for name, weight in weights.items()}
 
     def predict_probs(self, predictions: Predictions, proposals: list[Instances]) -> list[Tensor]:
         """Fused class probabilities, (Ri, K + 1) for each image."""
