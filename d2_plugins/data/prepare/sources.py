@@ -97,7 +97,7 @@ def _voc_splits(folder: Path, found: dict[Path, LabelledImage]) -> dict[str, lis
     by_stem = {file.stem: image for file, image in found.items()}
     splits = {}
     for split, files in lists.items():
-        names = [name for file in files for name in file.read_text("utf-8").split()]
+        names = [name for file in files for line in _lines(file) for name in line.split()]
         missing = [name for name in names if name not in by_stem]
         if missing:
             raise UsageError(f"{files[0]}: there is no XML file '{missing[0]}.xml' in {folder}")
@@ -135,8 +135,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     """Return the content of the only YAML file that has class names."""
     found: dict[Path, dict[str, Any]] = {}
     for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        text = "\n".join(_lines(file))
         try:
-            content = yaml.safe_load(file.read_text("utf-8"))
+            content = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"{file} is not a YAML file: {reason}") from error
@@ -155,7 +156,7 @@ def _class_names(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
         names = [names.get(number, names.get(str(number))) for number in range(len(names))]
     for file in (folder / "classes.txt", folder / "obj.names") if names is None else ():
         if file.is_file():
-            names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in _lines(file) if line.strip()]
             break
     if not isinstance(names, list) or not names:
         raise UsageError(f"{folder} has no class names: no data.yaml with names, no classes.txt")
@@ -169,11 +170,12 @@ def _split_images(folder: Path, settings: dict[str, Any], split: str) -> Iterato
     for entry in entries:
         path = _find(folder, settings.get("path"), entry)
         if path is None:
-            raise UsageError(f"{folder}: {split} is '{str(entry)[:80]}', which does not exist")
+            shown = f"'{entry[:80]}'" if isinstance(entry, str) else f"a {type(entry).__name__}"
+            raise UsageError(f"{folder}: {split} is {shown}, which does not exist")
         if path.is_dir():
             yield from _images(path)
         else:  # a text file with one image a line
-            for line in path.read_text("utf-8").splitlines():
+            for line in _lines(path):
                 image = _find(folder, settings.get("path"), line.strip())
                 if image is None:
                     raise UsageError(f"{path}: there is no image '{line.strip()[:80]}'")
@@ -191,6 +193,15 @@ def _find(folder: Path, root: Any, entry: Any) -> Path | None:
     bases = [folder / root] if isinstance(root, str) else []
     paths = [base / name for base in (*bases, folder) for name in (entry, short)]
     return next((Path(os.path.normpath(p)) for p in paths if p.is_file() or p.is_dir()), None)
+
+
+def _lines(file: Path) -> list[str]:
+    if not file.is_file():  # reading a named pipe would wait forever
+        raise UsageError(f"{file} is not a regular file")
+    try:
+        return file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text: {error.reason}") from error
 
 
 def _images(folder: Path) -> list[Path]:
@@ -213,11 +224,10 @@ def _read_labels(image: Path, names: tuple[str, ...]) -> LabelledImage:
     file = _label_file(image)
     if not file.exists():
         return LabelledImage(file=image, size=size, objects=[])
-    if not file.is_file():
-        raise UsageError(f"{file} is not a regular file")
+    lines = _lines(file)
     objects = []
     try:
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+        for number, line in enumerate(lines, start=1):
             if line.strip():
                 objects.append(_yolo_object(line.split(), size, names, f"line {number}"))
     except ValueError as error:

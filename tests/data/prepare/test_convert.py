@@ -206,7 +206,16 @@ BOMB = (
     '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;">'
     "]><annotation><filename>&b;</filename></annotation>"
 )
-YAML_BOMB = "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\nnames: [*d,*d]"
+
+
+def nested_yaml(depth: int) -> str:
+    """Return aliases that stand for 2 ** depth words."""
+    lines = ["x0: &x0 [w, w]"]
+    lines += [f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, depth)]
+    return "\n".join(lines) + "\n"
+
+
+YAML_BOMB = nested_yaml(60) + "names: [*x59, *x59]"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +246,10 @@ YAML_BOMB = "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\nnames: [*
         (lambda f: write_flat_yolo(f, "", "names: {1: a, 3: b}"), "keys of names"),
         (lambda f: write_flat_yolo(f, "", "names: [[a]]"), "names; allowed: a list of texts"),
         (lambda f: write_flat_yolo(f, "", YAML_BOMB), "names; allowed: a list of texts"),
+        (
+            lambda f: write_flat_yolo(f, "", nested_yaml(60) + "names: [a]\ntrain: *x59"),
+            "train is a list, which does not exist",
+        ),
         (lambda f: write_flat_yolo(f, "", "names: [a"), r"data\.yaml is not a YAML file"),
         (
             lambda f: write_flat_yolo(f, "", "names: !!python/object/apply:os.system [ls]"),
@@ -281,9 +294,17 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         convert(folder, tmp_path / "out")
 
 
-def test_a_label_file_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
-    folder = write_flat_yolo(tmp_path / "data", "")
-    (folder / "a.txt").unlink()
-    os.mkfifo(folder / "a.txt")
-    with pytest.raises(UsageError, match=r"a\.txt is not a regular file"):
+@pytest.mark.parametrize("name", ["a.txt", "data.yaml"])
+def test_other_encodings_and_pipes_are_named(name: str, tmp_path: Path) -> None:
+    folder = write_flat_yolo(tmp_path / "data", "0 0.5 0.5 0.1 0.1")
+    file = folder / name
+    text = file.read_text()
+    file.write_text(text, "utf-8-sig")
+    convert(folder, tmp_path / "with_mark")
+    file.write_text(text, "utf-16")
+    with pytest.raises(UsageError, match=f"{name} is not UTF-8 text"):
+        convert(folder, tmp_path / "out")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match=f"{name} is not a regular file"):
         convert(folder, tmp_path / "out")
