@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from .config import get_cfg
 from .errors import UsageError, nearest
 
-__all__ = ["RULES", "check_config"]
+__all__ = ["RULES", "check_combinations", "check_config"]
 
 
 @dataclass(frozen=True)
@@ -415,6 +415,18 @@ def check_config(cfg: CfgNode) -> None:
     for key, value in values.items():
         if key in RULES and not RULES[key].holds(value):
             raise UsageError(_refusal(key, value, RULES[key]))
+    check_combinations(cfg)
+
+
+def check_combinations(cfg: CfgNode) -> None:
+    """Refuse values that do not work together, or of which one would silently be ignored.
+
+    Args:
+        cfg: a config with the keys of this package.
+
+    Raises:
+        UsageError: a combination is not allowed; the message names the keys.
+    """
     for problem in _conflicts(cfg):
         raise UsageError(problem)
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 from detectron2.config import CfgNode
 
 from d2_plugins import get_cfg, model_zoo
+from d2_plugins.checkpoint.checkpointer import load_model
 from d2_plugins.config_schema import RULES, check_config
+from d2_plugins.engine import Trainer
 from d2_plugins.errors import UsageError
 from d2_plugins.model_zoo import read_config
 
@@ -171,6 +173,21 @@ FASTER = "Demo/faster_rcnn.yaml"
 def test_mistakes_on_the_command_line_are_named(config: str, opts: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         read_config(config, opts.split())
+
+
+@pytest.mark.parametrize("build", [Trainer.build_model, load_model])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MODEL.INVERTED_ATTENTION.ENABLED", True), ("MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT", 2.0)],
+)
+def test_keys_that_detectron2s_heads_ignore_are_refused_from_python(
+    build: Callable[[CfgNode], object], key: str, value: object
+) -> None:
+    cfg = model_zoo.get_config(FASTER)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list([key, value, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"])
+    with pytest.raises(UsageError, match=rf"StandardROIHeads, which does not read {key}"):
+        build(cfg)
 
 
 BOMB = "a: &a {x: 1, y: 2}\n" + "".join(

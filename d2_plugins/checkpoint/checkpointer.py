@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..config_schema import check_combinations
 from ..errors import UsageError, usage_errors
 from ..files import atomic_open
 from .conversion import convert_darknet, convert_names, find_bottom_up
@@ -277,6 +278,7 @@ def load_with_rest(cfg: CfgNode) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UsageError: the weights do not exist, do not fit the model or are not finite.
     """
+    check_combinations(cfg)
     model = build_model(cfg).eval()
     checkpointer = PluginCheckpointer(model, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING)
     with usage_errors("MODEL.WEIGHTS"):

@@ -17,6 +17,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
+from ..config_schema import check_combinations
 from ..data.classes import Classes
 from ..data.loader import TrainLoader, build_test_loader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
@@ -171,6 +172,17 @@ class Trainer(DefaultTrainer):
         is_last = self.iter + 1 >= self.max_iter
         self._last_eval_results = self.evaluate(self.cfg, model, augmented=is_last)
         return self._last_eval_results
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Return the model of ``cfg``, as DefaultTrainer does.
+
+        Raises:
+            UsageError: values of ``cfg`` do not work together, for example because detectron2's RoI
+                heads would ignore one of them.
+        """
+        check_combinations(cfg)
+        return super().build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
