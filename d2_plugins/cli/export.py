@@ -28,7 +28,7 @@ from ..data.classes import find_classes
 from ..data.images import load_photo
 from ..errors import UsageError, usage_errors
 from ..export import ExportableDetector, check_paths, check_sizes, export_and_check
-from .parsers import config_from, config_parser, exit_status
+from .parsers import config_from, config_parser, exit_status, output_file
 
 __all__ = ["main"]
 
@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     repeatable: dict[str, Any] = {"action": "append", "metavar": "FILE"}
     parser.add_argument("--input", **repeatable, help="a photo; may be repeated")
     parser.add_argument(
-        "--output", required=True, **repeatable, help="a file to write; may be repeated"
+        "--output",
+        type=output_file,
+        required=True,
+        **repeatable,
+        help="a file to write; may be repeated",
     )
     parser.add_argument("--box-tolerance", type=float, default=0.1, help="pixels (%(default)s)")
     parser.add_argument("--score-tolerance", type=float, default=1e-4, help="(%(default)s)")

@@ -1,15 +1,21 @@
 """Argument parsers and exit status shared by the commands."""
 
 import argparse
+import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
+from matplotlib.figure import Figure
 
 from ..engine.allocator import keep_freed_memory
 from ..errors import UsageError
+from ..files import atomic_open
 from ..model_zoo import read_config
 
 __all__ = [
@@ -17,8 +23,11 @@ __all__ = [
     "config_from",
     "config_parser",
     "exit_status",
+    "output_file",
     "parse_train_args",
     "photo_parser",
+    "picture_file",
+    "save_figure",
     "text_parser",
     "train_parser",
 ]
@@ -103,9 +112,56 @@ def photo_parser(description: str | None, example: str, *, output: str) -> argpa
     parser = config_parser(description, example)
     parser.add_argument("--input", required=True, metavar="FILE", help="the photo")
     parser.add_argument(
-        "--output", default=output, metavar="FILE", help="the picture (%(default)s)"
+        "--output",
+        type=picture_file,
+        default=output,
+        metavar="FILE",
+        help="the picture (%(default)s)",
     )
     return parser
+
+
+def output_file(value: str) -> Path:
+    """Convert the argument of an option that names a file to write.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot be written: it is a folder, or a parent of it is a
+            file or a folder without write permission.
+    """
+    path = Path(value)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"'{value}' is a folder; allowed: the name of a file")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is not a folder"
+        raise argparse.ArgumentTypeError(f"'{value}' cannot be written: '{folder}' {reason}")
+    return path
+
+
+def picture_file(value: str) -> Path:
+    """:func:`output_file` with a suffix in which matplotlib can save a picture; none means PNG."""
+    path = output_file(value)
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in known:
+        suffixes = ", ".join(f".{name}" for name in known)
+        raise argparse.ArgumentTypeError(
+            f"no picture can be saved as '{value}'; allowed suffixes: {suffixes}"
+        )
+    return path
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: float | None = None) -> None:
+    """Write a picture completely or not at all, in the format of its suffix.
+
+    Args:
+        figure: the picture.
+        path: result of :func:`picture_file`.
+        dpi: dots per inch; None for those of the figure.
+    """
+    with atomic_open(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:].lower() or "png", dpi=dpi or "figure")
 
 
 def config_from(args: argparse.Namespace) -> CfgNode:
@@ -182,5 +238,25 @@ def check_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--num-gpus is at least 0 (0 means CPU) and --num-machines at least 1")
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("--num-machines above 1 needs --dist-url tcp://<host of machine 0>:<port>")
+    if args.dist_url != "auto":
+        _check_address(parser, args)
     if not 0 <= args.machine_rank < args.num_machines:
         parser.error(f"--machine-rank {args.machine_rank} is not below --num-machines")
+
+
+def _check_address(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    url = urlsplit(args.dist_url)
+    try:
+        host, port = url.hostname, url.port
+    except ValueError:  # not a number, or out of range
+        host = port = None
+    if url.scheme != "tcp" or not host or not port:
+        parser.error(f"--dist-url is '{args.dist_url}'; allowed: auto, tcp://<host>:<port>")
+    several = args.num_gpus * args.num_machines > 1
+    if several and args.machine_rank == 0 and host in ("127.0.0.1", "localhost"):
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                server.bind((host, port))
+            except OSError as error:
+                parser.error(f"--dist-url is '{args.dist_url}', but its port: {error.strerror}")

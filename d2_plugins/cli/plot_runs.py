@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import atomic_open
 from ..report.comparison import choose_metrics, draw_runs, run_names
 from ..report.run import Run, load_run
-from .parsers import exit_status, text_parser
+from .parsers import exit_status, picture_file, save_figure, text_parser
 
 __all__ = ["main"]
 
@@ -45,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="WEIGHT",
         help="of the past in an exponential mean, 0 (not at all) to below 1 (%(default)s)",
     )
-    parser.add_argument("--output", default="runs.png", metavar="FILE", help="(%(default)s)")
+    parser.add_argument(
+        "--output", type=picture_file, default="runs.png", metavar="FILE", help="(%(default)s)"
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.smooth < 1:
         parser.error(f"--smooth is {args.smooth}; allowed: 0 to below 1")
@@ -56,11 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     runs = _load(args.runs)
     metrics = choose_metrics(list(runs.values()), args.metrics)
     figure = draw_runs(runs, metrics, weight=args.smooth)
-    suffix = Path(args.output).suffix.lower()[1:] or "png"
-    if suffix not in figure.canvas.get_supported_filetypes():
-        raise UsageError(f"--output: no picture can be saved as '{args.output}', '.png' can")
-    with atomic_open(args.output, "wb") as file:
-        figure.savefig(file, format=suffix)
+    save_figure(figure, args.output)
     print(f"wrote {args.output}: {', '.join(metrics)} of {', '.join(runs)}")
     return 0
 
@@ -71,7 +68,7 @@ def _load(folders: Sequence[str]) -> dict[str, Run]:
     for name, path in zip(run_names(paths), paths, strict=True):
         try:
             run = load_run(path)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a config or rows that were not written by a run
             raise UsageError(f"{path}: {error}") from error
         if not run.metrics:
             raise UsageError(f"{path} has no metrics.json with an iteration in it")

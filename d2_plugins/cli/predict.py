@@ -21,7 +21,7 @@ from ..visualization.detect_video import detect_video
 from ..visualization.detector import Detector
 from ..visualization.video import VideoFile, VideoSource, video_path
 from ..visualization.window import Window
-from .parsers import config_from, config_parser, exit_status
+from .parsers import config_from, config_parser, exit_status, output_file
 
 __all__ = ["main"]
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="draw pictures or a video")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the detections")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the detections")
     parser.add_argument("--show", action="store_true", help="in a window; Escape or q ends it")
     parser.add_argument(
         "--confidence-threshold",

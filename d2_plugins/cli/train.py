@@ -1,7 +1,9 @@
 """Train or evaluate a detector, from the command line to the results."""
 
 import argparse
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,7 +14,7 @@ from ..checkpoint import PluginCheckpointer
 from ..engine.launch import launch_as
 from ..engine.setup import build_cfg, setup
 from ..engine.trainer import Trainer
-from ..errors import usage_errors
+from ..errors import UsageError, usage_errors
 from ..report import record_session, write_report
 from .parsers import exit_status, parse_train_args
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
         with usage_errors():
             trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        with record_session(cfg, args.config_file, resume=args.resume):
+        with record_session(cfg, args.config_file, resume=args.resume), _without_tracebacks():
             results = trainer.train()
         if cfg.TEST.REPORT and comm.is_main_process():
             _write_report(cfg, results)
@@ -67,6 +69,21 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep detectron2 from logging the traceback of errors that become one line on stderr."""
+
+    def is_defect(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], UsageError | OSError))
+
+    loop_logger = logging.getLogger("detectron2.engine.train_loop")
+    loop_logger.addFilter(is_defect)
+    try:
+        yield
+    finally:
+        loop_logger.removeFilter(is_defect)
 
 
 def _write_report(cfg: CfgNode, results: dict[str, Any] | None) -> None:

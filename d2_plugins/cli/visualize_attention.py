@@ -16,7 +16,7 @@ from ..checkpoint.checkpointer import load_model
 from ..data.images import load_photo
 from ..errors import usage_errors
 from ..visualization.inverted_attention import attention_config, draw_regions, explain_regions
-from .parsers import config_from, exit_status, photo_parser
+from .parsers import config_from, exit_status, photo_parser, save_figure
 
 __all__ = ["main"]
 
@@ -51,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"nothing is detected in {args.input}")
         return 1
     names = [MetadataCatalog.get(name).get("thing_classes") for name in cfg.DATASETS.TEST]
-    draw_regions(photo, regions, class_names=(names or [None])[0]).savefig(args.output, dpi=110)
+    figure = draw_regions(photo, regions, class_names=(names or [None])[0])
+    save_figure(figure, args.output, dpi=110)
     print(f"wrote {args.output}: {len(regions)} regions")
     return 0

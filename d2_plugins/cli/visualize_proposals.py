@@ -11,7 +11,7 @@ from ..checkpoint.checkpointer import load_model
 from ..data.images import load_photo
 from ..errors import usage_errors
 from ..visualization.cascade_rpn import draw_cells, trace_cells
-from .parsers import config_from, exit_status, photo_parser
+from .parsers import config_from, exit_status, photo_parser, save_figure
 
 __all__ = ["main"]
 
@@ -47,6 +47,6 @@ def _run(args: argparse.Namespace) -> int:
     with usage_errors():
         image, photo = load_photo(cfg, args.input)
         chosen = trace_cells(load_model(cfg), image, num_cells=args.num_cells, cells=args.cell)
-    draw_cells(photo, chosen).savefig(args.output, dpi=150)
+    save_figure(draw_cells(photo, chosen), args.output, dpi=150)
     print(f"wrote {args.output}: cells {', '.join(chosen.names)}")
     return 0

@@ -117,7 +117,7 @@ def _worker(main: Callable[..., Any], spawned: bool, processes: int, args: tuple
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         main(*args)
-    except UsageError as error:
+    except (OSError, UsageError) as error:
         if not spawned:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)

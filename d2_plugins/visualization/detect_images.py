@@ -40,11 +40,11 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 def _matches(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        images = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES]
+        images = [p for p in path.iterdir() if not p.is_dir() and p.suffix.lower() in _SUFFIXES]
         if not images:
             raise UsageError(f"--input: no image ({', '.join(_SUFFIXES)}) in folder '{pattern}'")
         return sorted(images)
-    if path.is_file():  # its name may hold brackets
+    if path.exists():  # its name may hold brackets
         return [path]
     files = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
     if not files:
@@ -85,16 +85,21 @@ def detect_images(
 
     Returns:
         The detections, see :meth:`Detections.to_coco`, and the number of images that could not be
-        read; these are reported on stderr.
+        read or drawn; these are reported on stderr.
     """
     rows: list[dict[str, Any]] = []
     num_unreadable = 0
     for number, (path, picture_path) in enumerate(images.items()):
         start = time.perf_counter()
         try:
+            if not path.is_file():  # a pipe would block
+                raise OSError(f"{path} cannot be read as an image: it is not a regular file")
             detections = detector.predict(path)
-        except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except UsageError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: too narrow to be resized
+            said = str(error)
+            print(f"error: {said if str(path) in said else f'{path}: {said}'}", file=sys.stderr)
             num_unreadable += 1
             continue
         seconds = time.perf_counter() - start
@@ -102,7 +107,12 @@ def detect_images(
         print(f"{path}: {len(detections)} objects in {seconds:.2f} s")
         if picture_path is None and window is None:
             continue
-        picture = detections.draw()
+        try:
+            picture = detections.draw()
+        except ValueError as error:
+            print(f"error: {path} cannot be drawn: {error}", file=sys.stderr)
+            num_unreadable += 1
+            continue
         if picture_path is not None:
             _save(picture, picture_path)
         if window is not None and not window.show(np.asarray(picture), 0):

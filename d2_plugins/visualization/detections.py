@@ -68,5 +68,13 @@ class Detections:
 
     def draw(self) -> Image.Image:
         """Return the image with boxes, masks, classes and scores drawn on it."""
-        canvas = Visualizer(self.image[:, :, ::-1], self.metadata)
+        canvas = Visualizer(self.image[:, :, ::-1], _without_formulas(self.metadata))
         return Image.fromarray(canvas.draw_instance_predictions(self.instances).get_image())
+
+
+def _without_formulas(metadata: Metadata) -> Metadata:
+    """Return metadata in whose class names matplotlib does not read $...$ as a formula."""
+    names = metadata.get("thing_classes", [])
+    if not any("$" in name for name in names):
+        return metadata
+    return Metadata(thing_classes=[name.replace("$", r"\$") for name in names])

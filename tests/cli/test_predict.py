@@ -19,6 +19,7 @@ from pycocotools import mask as mask_util
 from d2_plugins.cli.predict import main
 from d2_plugins.errors import UsageError
 from d2_plugins.visualization.detect_images import find_images
+from d2_plugins.visualization.detections import Detections
 from tests.support.toy import lively_model, toy_cfg, write_toy_coco
 
 THRESHOLD = 0.34
@@ -59,11 +60,13 @@ def detect(folder: Path, images: list[np.ndarray], image_format: str = "RGB") ->
     return [predictor(image)["instances"] for image in images]
 
 
-def command(folder: Path, *words: str | Path, image_format: str = "RGB") -> int:
+def command(
+    folder: Path, *words: str | Path, image_format: str = "RGB", weights: Path | None = None
+) -> int:
     config = folder / f"{image_format}.yaml"
     config.write_text(toy(folder, image_format).dump())
     argv = ["--config-file", config, "--confidence-threshold", THRESHOLD, *words]
-    return main([str(a) for a in [*argv, "MODEL.WEIGHTS", folder / "model.pth"]])
+    return main([str(a) for a in [*argv, "MODEL.WEIGHTS", weights or folder / "model.pth"]])
 
 
 def check_rows(rows: list[dict[str, Any]], expected: list[Instances], names: list[str]) -> None:
@@ -191,6 +194,64 @@ def test_unreadable_images_are_named_and_passed_over(
     # The image id is the number among the inputs, whether the others can be read or not.
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {(row["image_id"], row["file_name"]) for row in rows} == {(1, str(tmp_path / "b.png"))}
+
+
+def test_images_that_cannot_be_used_do_not_stop_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = ["1x5000.png", "5000x1.png", "3x2000.png", "pipe.png", "text.png"]
+    for name in bad[:3]:
+        width, height = map(int, name.removesuffix(".png").split("x"))
+        Image.new("RGB", (width, height)).save(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("text")
+    Image.open(folder / "images" / "001.png").save(tmp_path / "z.png")
+    words = ["--input", tmp_path, "--json", tmp_path / "rows.json"]
+    assert command(folder, *words, "--output", tmp_path / "drawn") == 1
+    errors = capsys.readouterr().err.splitlines()
+    for name in bad:
+        assert sum(line.startswith(f"error: {tmp_path / name}") for line in errors) == 1, name
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["z.png"]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["file_name"] for row in rows} == {str(tmp_path / "z.png")}
+
+
+def test_class_names_are_not_formulas(folder: Path, tmp_path: Path) -> None:
+    categories = [{"id": 4, "name": r"$\frac{1}{$"}, {"id": 9, "name": "US$ and A$"}]
+    (tmp_path / "own.json").write_text(json.dumps({"categories": categories}))
+    words = ["--input", folder / "images" / "000.png", "--output", tmp_path]
+    assert command(folder, *words, "--classes-from", tmp_path / "own.json") == 0
+    assert (tmp_path / "000.png").is_file()
+
+
+def test_a_picture_that_cannot_be_drawn_is_named(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(detections: Detections) -> Image.Image:
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(Detections, "draw", fail)
+    words = ["--input", folder / "images", "--output", tmp_path, "--json", tmp_path / "rows.json"]
+    assert command(folder, *words) == 1
+    assert "000.png cannot be drawn: no such colour" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "rows.json").read_text())) > 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(
+    value: float, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(folder / "model.pth", weights_only=True)["model"]
+    state["roi_heads.box_predictor.cls_score.bias"][1] = value
+    torch.save({"model": state}, tmp_path / "bad.pth")
+    words = ["--input", folder / "images", "--json", tmp_path / "rows.json"]
+    assert command(folder, *words, weights=tmp_path / "bad.pth") == 2
+    error = capsys.readouterr().err
+    assert "bad.pth' has NaN or infinite values in 1 entries, among them roi_heads.box_pr" in error
+    assert not (tmp_path / "rows.json").exists()
 
 
 def test_mistakes(

@@ -1,5 +1,6 @@
 """``d2-plugins train`` and tools/train_net.py: results, mistakes, killed and resumed runs."""
 
+import errno
 import os
 import re
 import signal
@@ -82,6 +83,49 @@ def test_weights_that_do_not_fit_are_one_line(
         error = capsys.readouterr().err.splitlines()
         assert [line for line in error if line.startswith("error: MODEL.WEIGHTS: ")], error
         assert any(said in line for line in error)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
+    toy_data: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write, saves = torch.save, []
+
+    def fill_up(data: object, file: Any) -> None:
+        saves.append(file)
+        if len(saves) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(data, file)
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    run = tmp_path / "run"
+    assert train(run, toy_data, "SOLVER.CHECKPOINT_PERIOD", "1") == 2
+    out, error = capfd.readouterr()
+    assert "error: [Errno 28] No space left on device: '" in error.splitlines()[-1]
+    assert "Traceback" not in out + error
+    assert (run / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert [path.name for path in run.glob("*.pth")] == ["model_0000000.pth"]
+    assert not list(run.glob(".*.part"))
+
+
+@pytest.mark.parametrize("mode", [("--resume",), ("--eval-only", "--resume")])
+def test_a_missing_or_damaged_checkpoint_to_resume_from_is_named(
+    mode: tuple[str, ...],
+    toy_data: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    words = [*mode, *TOY_OPTS, *(str(word) for word in toy_data), "OUTPUT_DIR", str(tmp_path)]
+    assert main([*CONFIG, *words]) == 2
+    assert "error: --resume: '" in (error := capsys.readouterr().err)
+    assert "last_checkpoint' names 'model_0000001.pth', but there is no file" in error
+    (tmp_path / "model_0000001.pth").write_bytes(b"PK half a checkpoint")
+    assert main([*CONFIG, *words]) == 2
+    error = capsys.readouterr().err
+    assert f"error: --resume: '{tmp_path / 'model_0000001.pth'}' is truncated or damaged" in error
 
 
 @pytest.mark.parametrize(
