@@ -17,7 +17,7 @@ __all__ = ["atomic_open", "atomic_write_json", "staging"]
 def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open ``path`` for writing, so that it changes only when the block ends without an error.
 
-    The content goes to a file beside it, reaches the disk, and takes the name in one step: a
+    The content goes to a file next to it, reaches the disk, and takes the name in one step: a
     reader, or a process killed at any moment, sees the old content or the new one.
 
     Args:

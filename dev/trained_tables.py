@@ -190,7 +190,7 @@ class _Run:
         return _Run(self.table, self.table.named(self.row.weights_of), self.seed)
 
     def identity(self) -> dict[str, object]:
-        """What the results depend on; a config that was edited gives another one."""
+        """Return everything that the results depend on, including the content of the config."""
         source = self.source.identity() if self.row.weights_of else None
         config = {"config": self.row.config, "opts": list(self.opts), "settings": _digest(self)}
         return config | ({"weights": source["settings"]} if source else {})

@@ -32,19 +32,24 @@ __all__ = [
 
 _HEADER = """# Model zoo
 
-Written by `dev/make_zoo.py` from `docs/zoo.yaml` and the configs: change those, not this page.
+Train or evaluate any config of this page by its name:
 
-- **Figure**: what the paper, or whoever is named, reports. Blank: we know of none for this model.
-  Recipes differ; ours has to be compared with a baseline of the same recipe.
-- **Ours**: trained by us, with the command. Blank: not trained to the end.
-- **Parameters**: all, in millions, without the numbers of frozen norms.
-- **GFLOPs**: multiply-adds in billions, as `tools/analyze_model.py` counts them, of one image of
-  the size named, which is how the config resizes a photo with aspect ratio 3:2 in testing, with the number
-  of RoIs that it tests with in the box head and, in a mask head, {detections} detections.
-- **Time**: CPU time of that over that of detectron2's Faster R-CNN with R-50-FPN and 1000 RoIs on
-  800 x 1216, taken in turn. Blank: not measured.
+```bash
+d2-plugins train --config-file Demo/faster_rcnn.yaml --num-gpus 0
+```
 
-`d2_plugins.model_zoo.get_config(name)` has each config by its name here.
+In Python, `d2_plugins.model_zoo.get_config(name)` returns the config. This page is written by
+`dev/make_zoo.py` from `docs/zoo.yaml` and the configs; edit those and not this page.
+
+- **Figure**: result reported by the paper or by the named source. Blank: not known for this model.
+  Training recipes differ, so compare our results with a baseline of the same recipe.
+- **Ours**: our result, with the command that trained it. Blank: not trained to the end.
+- **Parameters**: number of parameters in millions, without those of frozen norms.
+- **GFLOPs**: multiply-adds in billions, as `d2-plugins analyze` counts them, for one image of the
+  given size. This is the size to which the config resizes a photo with aspect ratio 3:2 in testing.
+  The box head has the given number of RoIs, and a mask head {detections} detections.
+- **Time**: CPU time relative to detectron2's Faster R-CNN with R-50-FPN and 1000 RoIs on 800 x
+  1216, measured in turn. Blank: not measured.
 """
 _COLUMNS = (
     *("config", "what it is", "figure", "ours", "parameters"),

@@ -58,7 +58,7 @@ def test_combination(
 def check_parts(
     model: nn.Module, backbone: str, proposals: str, heads: str, inverted: bool, mask: bool
 ) -> None:
-    """What the config asks for is there: no key is without effect."""
+    """The model has everything that the config asks for: each key has an effect."""
     assert type(model.backbone.bottom_up).__name__ == BOTTOM_UP[backbone]
     assert type(model.proposal_generator).__name__ == PROPOSALS[proposals][1]
     assert type(model.roi_heads).__name__ == HEADS[heads][1]
@@ -97,7 +97,7 @@ def detect(model: nn.Module) -> list[Instances]:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], dict]:
-    """What detectron2 does where d2_plugins was never imported."""
+    """Behaviour of detectron2 in a process that never imports d2_plugins."""
     path = tmp_path_factory.mktemp("stock") / "behaviour.pth"
     subprocess.run([sys.executable, "-m", "tests.support.stock", str(path)], cwd=REPO, check=True)
     return torch.load(path, weights_only=True)

@@ -45,7 +45,7 @@ def test_detectron2s_keys_keep_their_values() -> None:
 
 @pytest.mark.parametrize("name", model_zoo.list_configs())
 def test_config_merges_dumps_reloads_and_names_known_parts(name: str, tmp_path: Path) -> None:
-    assert d2_plugins.data  # registers the data sets
+    assert d2_plugins.data  # registers the datasets
     cfg = model_zoo.get_config(name)
     (tmp_path / "dump.yaml").write_text(cfg.dump())
     again = get_cfg()

@@ -49,7 +49,7 @@ def test_every_setting_of_the_model_is_that_of_the_yaml(yaml_cfg: Any) -> None:
 
 
 def settings_of(thing: Any) -> dict[str, Any]:
-    """What an object was made with: its numbers, strings and containers, and those of its parts."""
+    """Return the numbers, strings and containers of an object and of its parts."""
     own = {k: v for k, v in vars(thing).items() if k not in vars(nn.Module())}
     return {key: plain(value) for key, value in own.items()}
 

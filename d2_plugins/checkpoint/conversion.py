@@ -1,4 +1,4 @@
-"""From the names in a file of weights to those in a model, whatever framework wrote the file."""
+"""Conversion of the names in weights files of several frameworks to those of a model."""
 
 import logging
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ def convert_darknet(values: Tensor, model: nn.Module) -> dict[str, Tensor]:
         model: a detector on a CSPNet, or a CSPNet.
 
     Raises:
-        ValueError: the model's backbone is no CSPNet that darknet's weights fit, or its leaky slope
+        ValueError: darknet's weights do not fit the model's backbone, or its leaky slope
             is not darknet's.
     """
     prefix, bottom_up = find_bottom_up(model)
@@ -98,7 +98,7 @@ def convert_darknet(values: Tensor, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_arch(bottom_up: nn.Module, arch: str) -> bool:
-    """Whether every tensor of ``bottom_up``, attention aside, is one of the plain ``arch``."""
+    """Return True if all tensors of ``bottom_up`` except the attention are those of ``arch``."""
     if not isinstance(bottom_up, CSPNet):
         return False
     with torch.device("meta"):

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 DARKNET_LEAKY_SLOPE = 0.1
-"""What ``MODEL.CSPNET.LEAKY_SLOPE`` must be with darknet's weights; timm's have 0.01.
+"""Value of ``MODEL.CSPNET.LEAKY_SLOPE`` for darknet's weights; timm's need 0.01.
 
 Darknet's images are RGB in [0, 1]: pixel mean 0, pixel std 255.
 """
@@ -43,7 +43,7 @@ def convert_timm_cspnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: an entry that no CSPNet of ours has.
     """
     stages = {int(match[1]) for match in map(_STAGE.match, state) if match}
-    # Five stages begin at stride 2 (DarkNet and its kin), four at stride 4.
+    # Five stages begin at stride 2 (DarkNet-like networks), four at stride 4.
     first = 1 if len(stages) == 5 else 2
     converted = {_timm_name(name, first): value for name, value in state.items()}
     if len(converted) != len(state):
@@ -57,7 +57,7 @@ def _timm_name(name: str, first_stage: int) -> str:
     renamed = _STEM.sub("stem.", name)
     renamed = _STAGE.sub(lambda match: f"res{int(match[1]) + first_stage}.", renamed)
     if renamed.split(".")[0] not in ("stem", *(f"res{i}" for i in range(1, 6))):
-        raise ValueError(f"'{name}' is no entry of a timm CSPNet checkpoint")
+        raise ValueError(f"'{name}' is not an entry of a timm CSPNet checkpoint")
     # ConvNormAct holds .conv and .bn; ours is a convolution that holds its .norm.
     renamed = re.sub(r"\b(conv(?:\d|_\w+))\.conv\.", r"\1.", renamed)
     renamed = re.sub(r"\b(conv(?:\d|_\w+))\.bn\.", r"\1.norm.", renamed)
@@ -71,7 +71,7 @@ def read_darknet_weights(path: str | Path) -> Tensor:
     from version 0.2 on and an int32 before.
 
     Raises:
-        ValueError: the file is no whole ``.weights`` file.
+        ValueError: the file is not a complete ``.weights`` file.
     """
     content = Path(path).read_bytes()
     if len(content) < 16:

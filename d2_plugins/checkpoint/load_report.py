@@ -1,4 +1,4 @@
-"""What a file of weights filled of a model: one readable summary, and whether it is enough."""
+"""Summary of the entries of a model that a weights file has filled, and the check of it."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ _MAX_LINES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of the entries of a file and of a model.
+    """Filled, missing and unused entries after a weights file was loaded into a model.
 
     Attributes:
         source: the file, as the user named it.
@@ -77,7 +77,7 @@ class LoadReport:
 
 
 def _is_counter(name: str) -> bool:
-    """Whether this is BatchNorm's count of batches, which only a norm of momentum None reads."""
+    """Return True for BatchNorm's count of batches, read only by norms of momentum None."""
     return name.endswith(".num_batches_tracked")
 
 

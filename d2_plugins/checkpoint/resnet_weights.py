@@ -17,7 +17,7 @@ _ATTENTION = re.compile(r"^(res\d\.\d+)\.(?:cbam|eca|se)\.")
 
 
 def is_torch_resnet(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are torchvision's (``layer1.0.conv1.weight``)."""
+    """Return True if the names are torchvision's (``layer1.0.conv1.weight``)."""
     return "conv1.weight" in state and any(name.startswith("layer1.") for name in state)
 
 

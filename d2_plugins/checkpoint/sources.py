@@ -88,9 +88,9 @@ def _from_hub(repository: str, filename: str) -> str:
         return str(hf_hub_download(repository, filename))
     except Exception as error:  # many kinds: no network, offline mode, a proxy's answer
         raise OSError(
-            f"'{filename}' of huggingface.co/{repository} is neither in the cache "
-            f"({constants.HF_HUB_CACHE}) nor to be had: {error}\nFetch it on a machine with "
-            f"access, from https://huggingface.co/{repository}/blob/main/{filename}, and set "
+            f"'{filename}' of huggingface.co/{repository} is not in the cache "
+            f"({constants.HF_HUB_CACHE}) and cannot be downloaded: {error}\nFetch it on a machine "
+            f"with access, from https://huggingface.co/{repository}/blob/main/{filename}, and set "
             "MODEL.WEIGHTS to that local file (any folder, same extension)."
         ) from error
 

@@ -51,16 +51,21 @@ class FastCOCOEvaluator(COCOEvaluator):
         kpt_oks_sigmas: Sequence[float] = (),
         allow_cached_coco: bool = True,
     ) -> None:
-        """Args:
-        dataset_name: a registered data set, with a ``json_file`` or in detectron2's format.
-        tasks: some of "bbox", "segm" and "keypoints"; None takes those that the predictions have.
-        distributed: collect the predictions of all processes.
-        output_dir: folder of ``coco_instances_results.json`` and ``instances_predictions.pth``;
-            None writes nothing.
-        engine: "faster-coco-eval" or "pycocotools".
-        max_dets_per_image: detections of an image that count; None is COCO's 100.
-        kpt_oks_sigmas: of the keypoints; empty takes COCO's 17.
-        allow_cached_coco: reuse the json that an earlier evaluator converted the data set to.
+        """Prepare the ground truth of a dataset.
+
+        Args:
+            dataset_name: registered dataset with a ``json_file``, or in detectron2's format.
+            tasks: some of "bbox", "segm" and "keypoints"; None for those that the predictions
+                have.
+            distributed: collect the predictions of all processes.
+            output_dir: folder for ``coco_instances_results.json`` and
+                ``instances_predictions.pth``; None to write no files.
+            engine: "faster-coco-eval" or "pycocotools".
+            max_dets_per_image: maximum number of detections per image that count; None for
+                COCO's 100.
+            kpt_oks_sigmas: sigmas of the keypoints; empty for COCO's 17.
+            allow_cached_coco: reuse the JSON that an earlier evaluator has converted the dataset
+                to.
 
         Raises:
             ValueError: ``engine`` is unknown.
@@ -83,7 +88,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
     @property
     def ground_truth(self) -> COCO:
-        """The annotations of the data set."""
+        """Annotations of the dataset."""
         return self._coco_api
 
     def _eval_predictions(
@@ -223,7 +228,7 @@ def check_engine(engine: str) -> None:
 def _engine_classes(engine: str, max_dets: Sequence[int]) -> tuple[Any, Any]:
     """The COCO and COCOeval classes of an engine."""
     if engine == "pycocotools":
-        # pycocotools summarizes for 100 detections whatever the limit is.
+        # pycocotools always summarizes for 100 detections.
         return COCO, COCOeval if max_dets[-1] == 100 else COCOevalMaxDets
     try:
         import faster_coco_eval

@@ -65,7 +65,7 @@ def occlude(
     """
     height, width, channels = image.shape
     inside = np.clip(boxes, 0, [width, height, width, height]).round().astype(int)
-    # All patches first: they are at the same places whatever fills them.
+    # Draw all patches first, so that their places do not depend on the fill.
     patches = [_patch(box, generator, share) for box in inside] if share > 0 else []
     out = image.copy()
     for rows, columns in patches:
@@ -162,10 +162,12 @@ class CorruptionMapper:
     """A dataset mapper whose images are corrupted as read, before they are resized."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any], corruption: Corruption) -> None:
-        """Args:
-        mapper: a detectron2 DatasetMapper, or another with an ``augmentations`` list that it
-            calls with the image as read.
-        corruption: what to do to the image.
+        """Wrap a mapper.
+
+        Args:
+            mapper: a detectron2 DatasetMapper, or another mapper that applies its
+                ``augmentations`` to the image as read.
+            corruption: function that corrupts the image.
 
         Raises:
             TypeError: ``mapper`` has no ``augmentations``.
@@ -179,11 +181,11 @@ class CorruptionMapper:
         self.corruption = corruption
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
-        """What ``mapper`` makes of the dict, its image corrupted.
+        """Map a dataset dict with its image corrupted.
 
         Args:
-            dataset_dict: with ``image_id``, and ``annotations`` for the boxes that are occluded
-                (crowd regions are left alone).
+            dataset_dict: dict with ``image_id``, and ``annotations`` for the boxes to occlude;
+                crowd regions are not occluded.
         """
         boxes = [
             BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)

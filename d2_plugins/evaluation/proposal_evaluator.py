@@ -36,11 +36,14 @@ class ProposalRecorder(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Args:
-        model: a GeneralizedRCNN, a ProposalNetwork or the like, or its DistributedDataParallel.
+        """Wrap a model.
+
+        Args:
+            model: a GeneralizedRCNN, a ProposalNetwork or a similar model, or its
+                DistributedDataParallel.
 
         Raises:
-            ValueError: it has no proposal generator.
+            ValueError: the model has no proposal generator.
         """
         super().__init__()
         inner: Any = getattr(model, "module", model)
@@ -82,9 +85,9 @@ class ProposalRecorder(nn.Module):
 class ProposalRecallEvaluator(DatasetEvaluator):
     """Average recall of proposals: ``box_proposals/AR@100``, ``ARs@100``, ... in percent.
 
-    Takes what :class:`ProposalRecorder` adds, per stage too (``box_proposals_stage1/AR@100``), or
-    else the "proposals" that detectron2's ProposalNetwork returns. An image is counted as soon as
-    it is there, so memory does not grow with the data set.
+    Reads the proposals that :class:`ProposalRecorder` adds, also per stage
+    (``box_proposals_stage1/AR@100``), or the "proposals" of detectron2's ProposalNetwork. Each
+    image is counted when it is processed, so memory does not grow with the dataset.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
-        """Args:
-        ground_truth: the annotations, e.g. :attr:`FastCOCOEvaluator.ground_truth`.
-        limits: numbers of proposals per image.
-        distributed: sum over all processes.
-        output_dir: folder of ``box_proposals.pkl``, the final proposals in the form that
-            detectron2 trains and tests with; None writes nothing.
+        """Prepare the counts.
+
+        Args:
+            ground_truth: annotations, e.g. :attr:`FastCOCOEvaluator.ground_truth`.
+            limits: numbers of proposals per image.
+            distributed: sum over all processes.
+            output_dir: folder for ``box_proposals.pkl``, the final proposals in detectron2's
+                format for training and testing; None to write no file.
         """
         self._ground_truth = ground_truth
         self._limits = limits

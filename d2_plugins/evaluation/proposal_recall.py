@@ -40,9 +40,11 @@ class ProposalRecall:
     """
 
     def __init__(self, ground_truth: COCO, *, limits: Sequence[int] = LIMITS) -> None:
-        """Args:
-        ground_truth: boxes and areas.
-        limits: numbers of best-scored proposals per image to evaluate.
+        """Prepare the counts.
+
+        Args:
+            ground_truth: annotations with boxes and areas.
+            limits: numbers of best-scored proposals per image to evaluate.
         """
         self._ground_truth = ground_truth
         self.limits = tuple(limits)
@@ -87,12 +89,12 @@ class ProposalRecall:
 def recall_counts(
     proposals: Tensor, gt_boxes: Tensor, gt_areas: Tensor, limits: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many ground-truth boxes of an image are covered.
+    """Count the ground-truth boxes of an image that are covered.
 
     Args:
         proposals: (P, 4), best first.
         gt_boxes: (G, 4).
-        gt_areas: (G,), the areas that tell small from large; may be those of masks.
+        gt_areas: (G,), areas that define small, medium and large; may be those of masks.
         limits: M numbers of proposals.
 
     Returns:

@@ -180,7 +180,7 @@ def test_timm_names_and_shapes_are_ours(arch: str) -> None:
 
 
 def test_checkpoints_of_other_models() -> None:
-    with pytest.raises(ValueError, match=r"'conv1.weight' is no entry of a timm CSPNet"):
+    with pytest.raises(ValueError, match=r"'conv1.weight' is not an entry of a timm CSPNet"):
         convert_timm_cspnet({"conv1.weight": torch.zeros(1)})
     state = timm_state("cspresnet50")
     with pytest.raises(ValueError, match="same name"):

@@ -1,4 +1,4 @@
-"""What a file must fill, what the summary says, and detectron2's behaviour underneath."""
+"""Required entries of a weights file, the summary, and detectron2's behaviour underneath."""
 
 import logging
 import pickle

@@ -52,7 +52,7 @@ def toy(folder: Path, image_format: str = "RGB") -> CfgNode:
 
 
 def detect(folder: Path, images: list[np.ndarray], image_format: str = "RGB") -> list[Instances]:
-    """What DefaultPredictor finds in BGR images."""
+    """Return the detections of DefaultPredictor in BGR images."""
     cfg = toy(folder, image_format)
     cfg.MODEL.WEIGHTS = str(folder / "model.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
@@ -78,7 +78,7 @@ def check_rows(rows: list[dict[str, Any]], expected: list[Instances], names: lis
             assert (row["image_id"], row["file_name"]) == (number, name)
             assert row["score"] == pytest.approx(instances.scores[k].item())
             assert row["score"] > THRESHOLD
-            # The names and category ids of the toy config's data set, shapes_val.
+            # The names and category ids of the toy config's dataset, shapes_val.
             assert row["category_id"] == instances.pred_classes[k].item() + 1
             x0, y0, x1, y1 = instances.pred_boxes.tensor[k].tolist()
             assert row["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=1e-4)

@@ -1,4 +1,4 @@
-"""Which evaluator a data set gets, and proposals inside a real (tiny) detector."""
+"""Choice of the evaluator by dataset, and proposals inside a real (tiny) detector."""
 
 from collections.abc import Iterator
 from pathlib import Path

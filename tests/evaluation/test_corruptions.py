@@ -85,7 +85,7 @@ def test_fills() -> None:
         (occlude(image, boxes, rng(), share=0.3, fill=fill) != image).any(axis=-1)
         for fill in ("grey", "noise")
     ]
-    assert (places[0] != places[1]).mean() < 0.02, "the same places, whatever fills them"
+    assert (places[0] != places[1]).mean() < 0.02, "the same places for every fill"
     assert cover(rng()).dtype == np.uint8
     assert (image == rng().integers(0, 256, (40, 40, 3), dtype=np.uint8)).all(), "in place"
 
@@ -163,7 +163,7 @@ def test_mapper_corrupts_the_stored_image(tmp_path: Path, cfg: Any) -> None:
     clean = mapper(dataset_dict)["image"]
     for corruption in build_corruptions(cfg):
         mapped = CorruptionMapper(mapper, corruption)(dataset_dict)
-        # As if the corrupted pixels had been stored; the crowd region is no object.
+        # As if the corrupted pixels had been stored; the crowd region is not an object.
         corrupted = corruption(image[..., ::-1], np.array([[10, 10, 30, 40]]), 3)
         Image.fromarray(corrupted[..., ::-1]).save(tmp_path / "corrupted.png")
         expected = mapper(dataset_dict | {"file_name": str(tmp_path / "corrupted.png")})

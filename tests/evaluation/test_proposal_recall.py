@@ -162,7 +162,7 @@ def test_evaluator_on_outputs_of_a_proposal_network(tmp_path: Path) -> None:
     coco = as_coco(data)
     proposals = random_proposals(data, 3, 30)
     evaluator = ProposalRecallEvaluator(coco, output_dir=str(tmp_path))
-    for _ in range(2):  # a second round starts anew
+    for _ in range(2):  # a second round starts from zero
         evaluator.reset()
         for image_id, instances in proposals.items():
             evaluator.process([{"image_id": image_id}], [{"proposals": instances}])

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Files:
-    """What is served, and how.
+    """Content and behaviour of the server.
 
     Attributes:
         content: path to bytes.

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Helpers of several test files."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def shared_path(relative: str) -> Path:
-    """Path of a reference file beside the checkout; skips the test where it is missing."""
+    """Return the path of a reference file next to the checkout; skip the test if it is missing."""
     root = Path(os.environ.get("D2_PLUGINS_SHARED", REPO.parent / "shared"))
     path = root / relative
     if not path.exists():
-        pytest.skip(f"reference data '{relative}' is not at hand (set D2_PLUGINS_SHARED)")
+        pytest.skip(f"reference data '{relative}' is not available (set D2_PLUGINS_SHARED)")
     return path
 
 

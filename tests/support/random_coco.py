@@ -1,4 +1,4 @@
-"""A random COCO data set with everything that makes evaluation hard, and detections on it."""
+"""A random COCO dataset with everything that makes evaluation hard, and detections on it."""
 
 import json
 from pathlib import Path

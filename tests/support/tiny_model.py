@@ -52,14 +52,14 @@ def tiny_cfg(output_dir: Path, dataset_name: str, *opts: object) -> CfgNode:
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
-    """As DefaultTrainer.test, on one data set."""
+    """As DefaultTrainer.test, on one dataset."""
     (name,) = cfg.DATASETS.TEST
     evaluator = build_evaluator(cfg, name, cfg.OUTPUT_DIR)
     return inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
 
 
 def random_images(folder: Path, seed: int, num_images: int = 4) -> dict[str, Any]:
-    """A random data set (see ``random_annotations``) with its images written to ``folder``."""
+    """A random dataset (see ``random_annotations``) with its images written to ``folder``."""
     data = random_annotations(seed, num_images)
     rng = np.random.default_rng(seed)
     for image in data["images"]:

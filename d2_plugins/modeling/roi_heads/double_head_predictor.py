@@ -170,7 +170,7 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
 
     @property
     def is_selective(self) -> bool:
-        """Whether some RoIs may skip the conv head at inference."""
+        """True if some RoIs may skip the conv head at inference."""
         return self.conv_head_min_score >= 0 or self.conv_head_nms_thresh < 1
 
     def forward(self, x: tuple[Tensor, Tensor], chosen: Tensor | None = None) -> Predictions:
@@ -182,8 +182,8 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
             chosen: (S,) indices of the RoIs that went through the conv head; None stands for all.
 
         Returns:
-            Predictions for all R RoIs. A RoI that skipped the conv head has the fc head's score,
-            whatever the fusion, and the fc head's box; where that head has no boxes, its own.
+            Predictions for all R RoIs. A RoI that skipped the conv head has the score of the fc
+            head for every fusion, and the box of the fc head, or its own if that head has none.
         """
         x_fc, x_conv = x
         scores, deltas_fc = self.predict_fc(x_fc)
@@ -206,8 +206,8 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
         """Choose the RoIs of a batch that the conv head shall see at inference.
 
         The conv head of a plain Double-Head only moves boxes. A RoI without a score above
-        ``test_score_thresh`` is no detection, so with this threshold, the default, the detections
-        are the same. In Double-Head-Ext it is an approximation.
+        ``test_score_thresh`` is not a detection, so with this threshold, the default, the
+        detections are the same. In Double-Head-Ext it is an approximation.
 
         Args:
             scores: (R, K + 1) logits of the fc head.

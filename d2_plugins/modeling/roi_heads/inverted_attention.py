@@ -103,7 +103,7 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @dataclass
 class Inversion:
-    """What Inverted Attention found out about a batch of RoIs."""
+    """Masks and probabilities of a batch of RoIs under Inverted Attention."""
 
     mask: Tensor
     """1 on, 0 off, 1 everywhere for RoIs that are not selected: (R, 1, P, P) for "spatial",
@@ -220,7 +220,7 @@ class InvertedAttention:
     ) -> tuple[Tensor, Inversion]:
         """Mask RoI features.
 
-        Costs, beside the mask itself, one forward of ``score``, one backward to its input and, for
+        Costs, besides the mask itself, one forward of ``score``, one backward to its input and, for
         the "hard" choice, one more forward without gradient. Parameters and their ``.grad`` are
         not touched, nothing is drawn from a random generator unless the settings say "random".
 
