@@ -469,7 +469,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-# Models that have no RoI heads, whatever MODEL.ROI_HEADS.NAME is.
+# Models without RoI heads; MODEL.ROI_HEADS.NAME has no effect on them.
 _WITHOUT_ROI_HEADS = ("RetinaNet", "FCOS", "ProposalNetwork", "SemanticSegmentor")
 
 
