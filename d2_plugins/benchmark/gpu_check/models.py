@@ -18,7 +18,7 @@ from .checks import Check, Scale, at_least, at_most
 from .kernels import allow_tf32
 from .small_detectors import available_combinations, small_batch, small_cfg
 
-__all__ = ["check_models", "flagship_cfg"]
+__all__ = ["WITHOUT_CHANCE", "check_models", "flagship_cfg", "same_as_on_the_cpu"]
 
 _FLAGSHIP = ("cspnet", "cascade_rpn", "double_head", True, False)
 _LOSS_TOLERANCE = 1e-3
@@ -31,7 +31,7 @@ _TOY = (
     *("MODEL.DOUBLE_HEAD.CONV_DIM", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 2),
 )
 # Sample all anchors and RoIs, because CPU and GPU draw different random numbers.
-_WITHOUT_CHANCE = (
+WITHOUT_CHANCE = (
     *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 4000),
 )
 
@@ -48,18 +48,27 @@ def flagship_cfg(scale: Scale, name: str = "csp_cascade.yaml", *opts: object) ->
 def check_models(scale: Scale) -> list[Check]:
     """Compare losses and detections with the CPU's; train in three precisions."""
     cfgs = [small_cfg(c) for c in available_combinations()[:: scale.combinations]]
-    checks = _same_as_on_the_cpu(f"{len(cfgs)} combinations", cfgs, scale)
+    checks = same_as_on_the_cpu(f"{len(cfgs)} combinations", cfgs, scale)
     for name in ("csp_cascade.yaml", "csp_cascade_mask.yaml"):
-        cfg = flagship_cfg(scale, name, *_WITHOUT_CHANCE)
-        checks += _same_as_on_the_cpu(name, [cfg], scale)
+        cfg = flagship_cfg(scale, name, *WITHOUT_CHANCE)
+        checks += same_as_on_the_cpu(name, [cfg], scale)
     for dtype in (None, torch.float16, torch.bfloat16):
         checks.append(_two_steps(scale, dtype))
     checks.append(_checkpointing(scale))
     return checks
 
 
-def _same_as_on_the_cpu(name: str, cfgs: list[CfgNode], scale: Scale) -> list[Check]:
-    """Compare the detectors of some configs: worst deviation of a loss, share of detections."""
+def same_as_on_the_cpu(name: str, cfgs: list[CfgNode], scale: Scale) -> list[Check]:
+    """Compare detectors on the device with the same detectors on the CPU.
+
+    Args:
+        name: name of the detectors in the report.
+        cfgs: their configs.
+        scale: gives the device.
+
+    Returns:
+        The largest deviation of a loss, and the share of detections that are the same.
+    """
     deviations, matched = [0.0], []
     for cfg in cfgs:
         with _on_cpu(cfg), allow_tf32(False):
