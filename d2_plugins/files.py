@@ -17,11 +17,11 @@ __all__ = ["atomic_open", "atomic_write_json", "staging"]
 def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open ``path`` for writing, so that it changes only when the block ends without an error.
 
-    The content goes to a file next to it, reaches the disk, and takes the name in one step: a
-    reader, or a process killed at any moment, sees the old content or the new one.
+    The content goes to a file next to it, is synchronized to the disk, and gets the name in one
+    step: a reader, also after a kill at any moment, sees either the old or the new content.
 
     Args:
-        path: the file to write; its folder is made if needed.
+        path: the file to write; its folder is created if needed.
         mode: "w" or "wb".
     """
     path = Path(path)
@@ -32,7 +32,7 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; give this one what open() would have given.
+        # mkstemp makes files private; set the mode that open() would have set.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(aside, 0o666 & ~umask)
@@ -44,10 +44,10 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all.
+    """Write ``value`` as indented JSON, completely or not at all.
 
-    JSON has no NaN and no infinity: such numbers, an AP without any ground truth for example, are
-    written as null.
+    JSON has neither NaN nor infinity: such numbers, for example an AP without any ground truth,
+    are written as null.
     """
     with atomic_open(path) as file:
         json.dump(_finite(value), file, indent=2, allow_nan=False)
@@ -56,10 +56,10 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 @contextlib.contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """An empty folder on the disk of ``parent``, to be filled and renamed; removed at the end.
+    """Create an empty folder on the disk of ``parent``, to be filled and renamed, then removed.
 
     Args:
-        parent: folder of the final place; made if needed.
+        parent: folder of the final path; created if needed.
     """
     parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=parent, prefix=".d2_plugins.", suffix=".part"))

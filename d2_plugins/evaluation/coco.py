@@ -1,7 +1,7 @@
 """COCO evaluation with detectron2's interface and result keys, on an engine that needs no compiler.
 
-detectron2 has a fast evaluation in its compiled part; without it, it falls back to the loops of
-pycocotools. faster-coco-eval runs the same algorithm in C++ and comes as a wheel.
+detectron2's fast evaluation is in its compiled part; without that, it uses the loops of
+pycocotools. faster-coco-eval runs the same algorithm in C++ and is installed as a wheel.
 """
 
 import contextlib
@@ -33,10 +33,12 @@ ENGINES = ("faster-coco-eval", "pycocotools")
 class FastCOCOEvaluator(COCOEvaluator):
     """detectron2's COCOEvaluator on faster-coco-eval or pycocotools.
 
-    Same inputs, files and result keys, with these differences: files are written whole or not at
-    all; a model that detects nothing has AP 0 rather than NaN, per class too; proposals are also
-    scored at 300 per image and for every area (see :class:`~d2_plugins.evaluation.ProposalRecall`);
-    a task whose ground truth lacks masks or keypoints is left out with a warning.
+    It has the same inputs, files and result keys, with these differences. Files are written
+    completely or not at all. Ids of images, categories and annotations may be of any size or kind.
+    A model that detects nothing has AP 0 instead of NaN, also per class. Proposals are also
+    evaluated at 300 per image and for every area (see
+    :class:`~d2_plugins.evaluation.ProposalRecall`). A task whose ground truth lacks masks or
+    keypoints is skipped with a warning.
     """
 
     def __init__(
@@ -51,21 +53,19 @@ class FastCOCOEvaluator(COCOEvaluator):
         kpt_oks_sigmas: Sequence[float] = (),
         allow_cached_coco: bool = True,
     ) -> None:
-        """Prepare the ground truth of a dataset.
+        """Load the ground truth of a dataset.
 
         Args:
             dataset_name: registered dataset with a ``json_file``, or in detectron2's format.
-            tasks: some of "bbox", "segm" and "keypoints"; None for those that the predictions
-                have.
+            tasks: some of "bbox", "segm" and "keypoints"; None takes those of the predictions.
             distributed: collect the predictions of all processes.
-            output_dir: folder for ``coco_instances_results.json`` and
-                ``instances_predictions.pth``; None to write no files.
+            output_dir: folder of ``coco_instances_results.json`` and
+                ``instances_predictions.pth``; None writes nothing.
             engine: "faster-coco-eval" or "pycocotools".
-            max_dets_per_image: maximum number of detections per image that count; None for
+            max_dets_per_image: number of detections per image that are evaluated; None takes
                 COCO's 100.
-            kpt_oks_sigmas: sigmas of the keypoints; empty for COCO's 17.
-            allow_cached_coco: reuse the JSON that an earlier evaluator has converted the dataset
-                to.
+            kpt_oks_sigmas: sigma of each keypoint; empty takes COCO's 17.
+            allow_cached_coco: reuse the JSON into which an earlier evaluator converted the dataset.
 
         Raises:
             ValueError: ``engine`` is unknown.
@@ -82,13 +82,13 @@ class FastCOCOEvaluator(COCOEvaluator):
             allow_cached_coco=allow_cached_coco,
         )
         self._engine = engine
-        # The parent writes files in place wherever it has a folder, so it has none.
+        # Without a folder, the parent does not write files in place.
         self._folder = Path(output_dir) if output_dir else None
         self._output_dir = None
 
     @property
     def ground_truth(self) -> COCO:
-        """Annotations of the dataset."""
+        """The annotations of the dataset."""
         return self._coco_api
 
     def _eval_predictions(
@@ -120,7 +120,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             )
 
     def _to_dataset_ids(self, results: list[dict[str, Any]]) -> None:
-        """Turn the contiguous classes of a model into the category ids of the json, in place."""
+        """Replace the class indices of the model by the category ids of the JSON, in place."""
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if to_contiguous is None:
             return
@@ -172,18 +172,19 @@ def evaluate_detections(
         detections: in COCO's result format; may be empty. Not changed.
         task: "bbox", "segm" or "keypoints".
         engine: "faster-coco-eval" or "pycocotools".
-        max_dets: three limits of the detections of an image; AP takes the last. Keypoints always
-            have COCO's 20.
-        kpt_oks_sigmas: of the keypoints; empty takes COCO's 17.
-        img_ids: evaluate these images only.
+        max_dets: three limits of the number of detections per image; AP uses the last. Keypoints
+            always have COCO's limit of 20.
+        kpt_oks_sigmas: sigma of each keypoint; empty takes COCO's 17.
+        img_ids: ids of the images to evaluate; None evaluates all.
 
     Returns:
-        An evaluated, accumulated and summarized COCOeval of either engine: ``stats``, and ``eval``
-        with the precisions (thresholds, recalls, classes, areas, limits).
+        An evaluated, accumulated and summarized COCOeval of either engine, with ``stats``, and with
+        the precisions in ``eval`` (thresholds, recalls, classes, areas, limits). Its image and
+        category ids are numbers from 1, in the order of the original ids.
 
     Raises:
-        ValueError: the keypoints of detections, ground truth and ``kpt_oks_sigmas`` differ in
-            number.
+        ValueError: the numbers of keypoints of detections, ground truth and ``kpt_oks_sigmas``
+            differ, or a detection has an id that the ground truth lacks.
     """
     api, evaluator = _engine_classes(engine, max_dets)
     images, categories = _numbers(ground_truth.imgs), _numbers(ground_truth.cats)
@@ -220,13 +221,13 @@ def evaluate_detections(
 
 
 def check_engine(engine: str) -> None:
-    """Raise a ValueError if there is no such engine."""
+    """Raise a ValueError if ``engine`` is unknown."""
     if engine not in ENGINES:
         raise ValueError(f"TEST.COCO_EVALUATOR is '{engine}'; allowed: {', '.join(ENGINES)}")
 
 
 def _engine_classes(engine: str, max_dets: Sequence[int]) -> tuple[Any, Any]:
-    """The COCO and COCOeval classes of an engine."""
+    """Return the COCO and COCOeval classes of an engine."""
     if engine == "pycocotools":
         # pycocotools always summarizes for 100 detections.
         return COCO, COCOeval if max_dets[-1] == 100 else COCOevalMaxDets

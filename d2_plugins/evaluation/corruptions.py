@@ -1,8 +1,8 @@
-"""Corruptions of test images, to measure how a detector fares under occlusion, blur and noise.
+"""Corruptions of test images, to evaluate a detector under occlusion, blur and noise.
 
-Images are (H, W, C) arrays with values in 0..255, boxes XYXY in their pixels. A corruption draws
-from a generator that is seeded by the image's id, so it is the same in every run, process and
-order.
+Images are (H, W, C) arrays with values in 0..255; boxes are XYXY in their pixels. The generator of
+a corruption is seeded by the id of the image, so the corruption is the same in every run, process
+and order of the images.
 """
 
 import copy
@@ -35,7 +35,7 @@ CORRUPTIONS = ("occlusion", "blur", "noise")
 FILLS = ("grey", "mean", "noise")
 
 _GREY = 127.5
-# A patch is at most this many times as long, relative to its box, on one side as on the other.
+# Largest aspect ratio of a patch relative to that of its box.
 _MAX_STRETCH = 2.0
 
 
@@ -49,23 +49,23 @@ def occlude(
 ) -> np.ndarray:
     """Cover a part of every box with a rectangular patch inside it.
 
-    The patch's place is uniform over the box, the ratio of its sides (relative to the box's)
-    log-uniform within 1/2 and 2 as far as it fits. Sides are rounded to whole pixels. A patch may
-    touch another object whose box overlaps.
+    The position of a patch is uniform over the box. Its aspect ratio, relative to that of the box,
+    is log-uniform between 1/2 and 2 as far as it fits. Sides are rounded to whole pixels. A patch
+    can cover a part of another object whose box overlaps.
 
     Args:
         image: (H, W, C).
-        boxes: (R, 4); parts outside the image do not count.
-        generator: source of all draws.
-        share: of a box's area that is covered, in [0, 1].
+        boxes: (R, 4); parts outside the image are ignored.
+        generator: source of the random numbers.
+        share: share of the area of a box that is covered, in [0, 1].
         fill: "grey" (127.5), "mean" (the image's mean colour) or "noise" (uniform, per pixel).
 
     Returns:
-        A copy with the patches.
+        A copy of the image with the patches.
     """
     height, width, channels = image.shape
     inside = np.clip(boxes, 0, [width, height, width, height]).round().astype(int)
-    # Draw all patches first, so that their places do not depend on the fill.
+    # All patches are drawn first, so that their positions do not depend on the fill.
     patches = [_patch(box, generator, share) for box in inside] if share > 0 else []
     out = image.copy()
     for rows, columns in patches:
@@ -80,10 +80,10 @@ def occlude(
 
 
 def _patch(box: np.ndarray, generator: np.random.Generator, share: float) -> tuple[slice, slice]:
-    """Rows and columns of a patch inside ``box`` (XYXY, whole pixels)."""
+    """Return rows and columns of a patch inside ``box`` (XYXY, whole pixels)."""
     x0, y0, x1, y1 = box.tolist()
     width, height = x1 - x0, y1 - y0
-    # Sides relative to the box's: a and share / a, neither above 1.
+    # Sides relative to those of the box: a and share / a, both at most 1.
     low = max(share, math.sqrt(share / _MAX_STRETCH))
     high = min(1.0, math.sqrt(share * _MAX_STRETCH))
     side = low * (high / low) ** generator.random()
@@ -96,7 +96,7 @@ def _patch(box: np.ndarray, generator: np.random.Generator, share: float) -> tup
 def blur(
     image: np.ndarray, boxes: np.ndarray, generator: np.random.Generator, *, sigma: float
 ) -> np.ndarray:
-    """Gaussian blur (torchvision's) of the whole image.
+    """Apply torchvision's Gaussian blur to the whole image.
 
     Args:
         image: (H, W, C).
@@ -116,12 +116,12 @@ def blur(
 def noise(
     image: np.ndarray, boxes: np.ndarray, generator: np.random.Generator, *, std: float
 ) -> np.ndarray:
-    """Independent Gaussian noise on every value, clipped to 0..255.
+    """Add independent Gaussian noise to every value, clipped to 0..255.
 
     Args:
         image: (H, W, C).
         boxes: not used.
-        generator: source of all draws.
+        generator: source of the random numbers.
         std: standard deviation, in grey levels.
     """
     return _to_dtype(image + generator.normal(0, std, image.shape), image.dtype)
@@ -137,9 +137,9 @@ class Corruption:
     """A corruption and its seed.
 
     Attributes:
-        name: goes into the keys of the results: ``bbox_<name>/AP``.
-        function: (image, boxes, generator) -> image.
-        seed: repeats, together with an image's id, what is drawn.
+        name: part of the keys of the results: ``bbox_<name>/AP``.
+        function: function (image, boxes, generator) -> image.
+        seed: seed of the random numbers, together with the id of an image.
     """
 
     name: str
@@ -147,27 +147,27 @@ class Corruption:
     seed: int = 0
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, image_id: int | str) -> np.ndarray:
-        """The corrupted image.
+        """Return the corrupted image.
 
         Args:
             image: (H, W, C), 0..255.
             boxes: (R, 4) XYXY of the objects, in pixels of ``image``.
-            image_id: of any type that prints always the same.
+            image_id: id of a type whose text is always the same.
         """
         entropy = (self.seed, zlib.crc32(str(image_id).encode()))
         return self.function(image, boxes, np.random.default_rng(entropy))
 
 
 class CorruptionMapper:
-    """A dataset mapper whose images are corrupted as read, before they are resized."""
+    """A dataset mapper that corrupts images as they are read, before they are resized."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any], corruption: Corruption) -> None:
         """Wrap a mapper.
 
         Args:
-            mapper: a detectron2 DatasetMapper, or another mapper that applies its
-                ``augmentations`` to the image as read.
-            corruption: function that corrupts the image.
+            mapper: a detectron2 DatasetMapper, or another mapper with an ``augmentations`` list
+                that it applies to the image as read.
+            corruption: corruption of the images.
 
         Raises:
             TypeError: ``mapper`` has no ``augmentations``.
@@ -181,11 +181,11 @@ class CorruptionMapper:
         self.corruption = corruption
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
-        """Map a dataset dict with its image corrupted.
+        """Return the output of the mapper for the corrupted image.
 
         Args:
-            dataset_dict: dict with ``image_id``, and ``annotations`` for the boxes to occlude;
-                crowd regions are not occluded.
+            dataset_dict: dict with ``image_id``, and with ``annotations`` for the boxes that are
+                occluded (crowd regions are not).
         """
         boxes = [
             BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
@@ -197,13 +197,13 @@ class CorruptionMapper:
             np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
             dataset_dict["image_id"],
         )
-        mapper = copy.copy(self.mapper)  # shallow: only its list of augmentations is another
+        mapper = copy.copy(self.mapper)  # shallow: only the list of augmentations is replaced
         mapper.augmentations = T.AugmentationList([corrupt, *mapper.augmentations.augs])
         return mapper(dataset_dict)
 
 
 class _Corrupt(T.Augmentation):
-    """The corruption of one image, as the first of its augmentations; it moves no coordinate."""
+    """The corruption of one image as its first augmentation; coordinates stay the same."""
 
     def __init__(self, corruption: Corruption, boxes: np.ndarray, image_id: int | str) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class _Corrupt(T.Augmentation):
 
 
 def build_corruptions(cfg: CfgNode) -> list[Corruption]:
-    """The corruptions that ``TEST.CORRUPTIONS`` names, at the strength that ``TEST`` sets.
+    """Return the corruptions of ``TEST.CORRUPTIONS`` with the strengths that ``TEST`` sets.
 
     Raises:
         ValueError: a name, a strength or a fill is not allowed.
@@ -238,4 +238,4 @@ def build_corruptions(cfg: CfgNode) -> list[Corruption]:
 
 def _check(ok: bool, key: str, value: Any, allowed: str) -> None:
     if not ok:
-        raise ValueError(f"TEST.{key} has {value!r}; allowed: {allowed}")
+        raise ValueError(f"TEST.{key} is {value!r}; allowed: {allowed}")

@@ -1,4 +1,4 @@
-"""Recall of the proposals of any model: those it returns, or those inside a two-stage detector."""
+"""Recall of the proposals that a model returns, or that a two-stage detector uses inside."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,27 +20,27 @@ __all__ = ["ProposalRecallEvaluator", "ProposalRecorder"]
 
 logger = logging.getLogger(__name__)
 
-# Where ProposalRecorder puts proposals: not "proposals", which other evaluators act on.
+# Key of ProposalRecorder; it is not "proposals", which other evaluators read.
 _RECORDED = "recorded_proposals"
 _FINAL = "box_proposals"
 
 
 class ProposalRecorder(nn.Module):
-    """A model whose outputs also hold the proposals it worked with.
+    """A model whose outputs also contain the proposals that it used.
 
-    Every output dict gets ``recorded_proposals``: name -> Instances with ``proposal_boxes`` in
-    pixels of the original image and ``objectness_logits``. The names are "box_proposals", what
-    the proposal generator returned, and, where it has a method
-    ``stage_proposals(images, features) -> dict[str, list[Instances]]``, one
-    "box_proposals_<stage>" each. All else is as the model does it.
+    Every output dict gets ``recorded_proposals``, a dict from a name to Instances with
+    ``proposal_boxes`` in pixels of the original image and ``objectness_logits``. "box_proposals"
+    are the proposals that the proposal generator returned. If the generator has a method
+    ``stage_proposals(images, features) -> dict[str, list[Instances]]``, there is also
+    "box_proposals_<stage>" for each stage. The other outputs of the model do not change.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Wrap a model.
 
         Args:
-            model: a GeneralizedRCNN, a ProposalNetwork or a similar model, or its
-                DistributedDataParallel.
+            model: a model with a ``proposal_generator``, such as GeneralizedRCNN or
+                ProposalNetwork, or a DistributedDataParallel around it.
 
         Raises:
             ValueError: the model has no proposal generator.
@@ -57,7 +57,7 @@ class ProposalRecorder(nn.Module):
         self._generator = [inner.proposal_generator]  # in a list: not a second submodule
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The model's outputs, with the proposals added."""
+        """Return the outputs of the model with the proposals added."""
         generator = self._generator[0]
         recorded: dict[str, list[Instances]] = {}
         generator_inputs: list[Any] = []
@@ -85,9 +85,9 @@ class ProposalRecorder(nn.Module):
 class ProposalRecallEvaluator(DatasetEvaluator):
     """Average recall of proposals: ``box_proposals/AR@100``, ``ARs@100``, ... in percent.
 
-    Reads the proposals that :class:`ProposalRecorder` adds, also per stage
+    It reads the proposals that :class:`ProposalRecorder` adds, also per stage
     (``box_proposals_stage1/AR@100``), or the "proposals" of detectron2's ProposalNetwork. Each
-    image is counted when it is processed, so memory does not grow with the dataset.
+    image is counted at once, so memory does not grow with the dataset.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
-        """Prepare the counts.
+        """Initialize the evaluator.
 
         Args:
-            ground_truth: annotations, e.g. :attr:`FastCOCOEvaluator.ground_truth`.
+            ground_truth: the annotations, e.g. :attr:`FastCOCOEvaluator.ground_truth`.
             limits: numbers of proposals per image.
             distributed: sum over all processes.
-            output_dir: folder for ``box_proposals.pkl``, the final proposals in detectron2's
-                format for training and testing; None to write no file.
+            output_dir: folder of ``box_proposals.pkl``, a file of the final proposals for
+                ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST``; None writes nothing.
         """
         self._ground_truth = ground_truth
         self._limits = limits
@@ -114,7 +114,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Discard the counts of all images."""
         self._recalls: dict[str, ProposalRecall] = {}
         self._final: list[tuple[int, Instances]] = []
 
@@ -122,8 +122,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         """Count the proposals of a batch.
 
         Args:
-            inputs: with ``image_id``.
-            outputs: with ``recorded_proposals`` or ``proposals``.
+            inputs: dicts with ``image_id``.
+            outputs: dicts with ``recorded_proposals`` or ``proposals``.
 
         Raises:
             ValueError: an output has neither.
@@ -138,7 +138,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                     self._final.append((image["image_id"], proposals))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """The recalls of all processes; None in all but the main one."""
+        """Return the recalls over all processes; None except in the main process."""
         recalls, final = self._recalls, self._final
         if self._distributed:
             comm.synchronize()
@@ -161,7 +161,8 @@ def _proposals_of(output: Mapping[str, Any]) -> dict[str, Instances]:
     if "proposals" in output:
         return {_FINAL: output["proposals"]}
     raise ValueError(
-        "The model's outputs hold no proposals: wrap it in d2_plugins.evaluation.ProposalRecorder"
+        "The outputs of the model have no proposals: wrap the model in "
+        "d2_plugins.evaluation.ProposalRecorder"
     )
 
 
@@ -174,7 +175,7 @@ def _copy(proposals: Instances) -> Instances:
 
 
 def _to_original(proposals: Instances, image: Mapping[str, Any]) -> Instances:
-    """From pixels of the network's input to those of the original image."""
+    """Return proposals in pixels of the original image instead of the resized one."""
     height, width = proposals.image_size
     return detector_postprocess(proposals, image.get("height", height), image.get("width", width))
 

@@ -20,31 +20,32 @@ from ..files import atomic_open
 __all__ = ["AREAS", "LIMITS", "ProposalRecall", "recall_counts", "save_proposals"]
 
 LIMITS = (100, 300, 1000)
-# Suffix of the key -> least and greatest area of a ground-truth box, both included.
+# Suffix of the key -> lowest and highest area of a ground-truth box, both included.
 AREAS = {"": (0, 1e5**2), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e5**2)}
-# As detectron2 makes them: the comparison is in float32.
+# In float32, as in detectron2.
 _THRESHOLDS = torch.arange(0.5, 0.95 + 1e-5, 0.05)
 
 
 class ProposalRecall:
-    """Sums up, image by image, how many ground-truth boxes proposals cover.
+    """Counts, image by image, the ground-truth boxes that proposals cover.
 
     Average recall (Hosang et al., arXiv 1502.05082, section 5; COCO's AR) is the share of boxes
-    that are covered, averaged over IoU 0.5 to 0.95. Which proposal covers which box is decided as
-    in detectron2 and Detectron, from where published AR figures of proposals come: the pair of
-    highest IoU is taken first, and both leave. pycocotools goes down the scores instead, so its AR
-    (with ``useCats = 0``) is never higher and slightly different. Crowd regions do not count.
+    that are covered, averaged over IoU 0.5 to 0.95. Proposals are matched to boxes as in detectron2
+    and Detectron, the source of the published AR figures of proposals: the pair with the highest
+    IoU is matched first, then the next pair of the others. pycocotools matches in the order of the
+    scores instead, so its AR (with ``useCats = 0``) is equal or slightly lower. Crowd regions are
+    not counted.
 
-    One difference to detectron2: boxes of an image without any proposal count as missed; there
-    they are left out, which raises the figure.
+    One difference to detectron2: the boxes of an image without any proposal count as missed.
+    detectron2 ignores them, which raises the result.
     """
 
     def __init__(self, ground_truth: COCO, *, limits: Sequence[int] = LIMITS) -> None:
-        """Prepare the counts.
+        """Initialize the counts.
 
         Args:
-            ground_truth: annotations with boxes and areas.
-            limits: numbers of best-scored proposals per image to evaluate.
+            ground_truth: boxes and areas.
+            limits: numbers of proposals per image, best scores first, to evaluate.
         """
         self._ground_truth = ground_truth
         self.limits = tuple(limits)
@@ -55,8 +56,8 @@ class ProposalRecall:
         """Count the proposals of one image.
 
         Args:
-            image_id: of the ground truth.
-            proposals: ``proposal_boxes`` and ``objectness_logits``, in any order.
+            image_id: id of the image in the ground truth.
+            proposals: Instances with ``proposal_boxes`` and ``objectness_logits``, in any order.
         """
         order = proposals.objectness_logits.argsort(descending=True)[: max(self.limits)]
         boxes, areas = _image_ground_truth(self._ground_truth, image_id)
@@ -67,12 +68,12 @@ class ProposalRecall:
         self.total += total
 
     def merge(self, other: "ProposalRecall") -> None:
-        """Add what another process has counted."""
+        """Add the counts of another process."""
         self.covered += other.covered
         self.total += other.total
 
     def results(self) -> dict[str, float]:
-        """``AR@100``, ``ARs@100``, ... in percent; NaN for an area without ground truth."""
+        """Return ``AR@100``, ``ARs@100``, ... in percent; NaN for an area without ground truth."""
         with np.errstate(invalid="ignore"):
             recall = 100 * self.covered.mean(axis=-1) / self.total
         return {
@@ -82,7 +83,7 @@ class ProposalRecall:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """The counts without the ground truth, which is large and which every process has."""
+        """Return the counts without the ground truth, which is large and known to all processes."""
         return self.__dict__ | {"_ground_truth": None}
 
 
@@ -94,17 +95,18 @@ def recall_counts(
     Args:
         proposals: (P, 4), best first.
         gt_boxes: (G, 4).
-        gt_areas: (G,), areas that define small, medium and large; may be those of masks.
+        gt_areas: (G,), areas that decide between small and large; may be those of masks.
         limits: M numbers of proposals.
 
     Returns:
-        The covered boxes (M, A, T) per limit, area and threshold, and all boxes (A,) per area.
+        Numbers of covered boxes (M, A, T) per limit, area and threshold, and of all boxes (A,) per
+        area.
     """
     ranges = torch.tensor(list(AREAS.values()), dtype=torch.float64)
     areas = gt_areas.double()
     in_area = (areas >= ranges[:, :1]) & (areas <= ranges[:, 1:])  # (A, G)
     ious = pairwise_iou(Boxes(proposals), Boxes(gt_boxes))
-    # Pairs below the least threshold cannot take a partner from one above it.
+    # Pairs below the lowest threshold do not affect the pairs above it.
     rows, columns = (ious >= _THRESHOLDS[0]).nonzero(as_tuple=True)
     values, order = ious[rows, columns].sort(descending=True, stable=True)
     rows, columns = rows[order], columns[order]
@@ -119,7 +121,7 @@ def recall_counts(
 
 
 def _greedy(rows: list[int], columns: list[int]) -> list[int]:
-    """Indices of the pairs that are kept when each, in turn, takes its row and column away."""
+    """Return the indices of the pairs whose row and column no earlier pair has taken."""
     used_rows: set[int] = set()
     used_columns: set[int] = set()
     kept = []
@@ -132,7 +134,7 @@ def _greedy(rows: list[int], columns: list[int]) -> list[int]:
 
 
 def _image_ground_truth(ground_truth: COCO, image_id: int) -> tuple[Tensor, Tensor]:
-    """Boxes (G, 4) and areas (G,) of an image, without crowd regions."""
+    """Return boxes (G, 4) and areas (G,) of an image, without crowd regions."""
     objects = [a for a in ground_truth.imgToAnns.get(image_id, ()) if not a.get("iscrowd", 0)]
     boxes = [BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for a in objects]
     areas = torch.tensor([a["area"] for a in objects], dtype=torch.float64)
@@ -140,10 +142,10 @@ def _image_ground_truth(ground_truth: COCO, image_id: int) -> tuple[Tensor, Tens
 
 
 def save_proposals(path: Path, proposals: Iterable[tuple[int, Instances]]) -> None:
-    """Write proposals as detectron2 reads them (``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST``).
+    """Write proposals in the format of ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST``.
 
     Args:
-        path: of the pickle.
+        path: path of the pickle.
         proposals: pairs of image id and Instances, in pixels of the original image.
     """
     pairs = list(proposals)
