@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class PluginCheckpointer(DetectionCheckpointer):
         *,
         allow_missing: Sequence[str] = (),
         save_to_disk: bool | None = None,
+        constants: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         """Initialize.
@@ -60,11 +61,13 @@ class PluginCheckpointer(DetectionCheckpointer):
             allow_missing: ``MODEL.WEIGHTS_ALLOW_MISSING``, shell patterns of entries of the model
                 that a file does not have to fill.
             save_to_disk: None saves in the main process only.
+            constants: plain values to write into each checkpoint; loading does not need them.
             checkpointables: objects with ``state_dict()`` and ``load_state_dict()``.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logging.getLogger(__name__)
         self._allow_missing = tuple(allow_missing)
+        self._constants = dict(constants or {})
         self._name = ""
         self._source = Source("")
         self._everything = False
@@ -84,7 +87,8 @@ class PluginCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {key: obj.state_dict() for key, obj in self.checkpointables.items()} | kwargs
+        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data = self._constants | states | kwargs
         data = to_plain(data, "the checkpoint") | {"model": self.model.state_dict()}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)

@@ -24,7 +24,7 @@ _FILE_NAME = "classes.json"
 class Classes:
     """Names and COCO category ids, in the order of the model's class indices.
 
-    It can be saved by a checkpointer, under the name "classes".
+    A checkpoint holds its :meth:`state_dict` under the name "classes".
     """
 
     names: tuple[str, ...]
@@ -107,9 +107,6 @@ class Classes:
     def state_dict(self) -> dict[str, Any]:
         """Return names and category ids as plain lists."""
         return {"names": list(self.names), "category_ids": list(self.category_ids)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Ignore the classes of a checkpoint: a resumed run has those of its dataset."""
 
     def metadata(self) -> Metadata:
         """Return the classes as detectron2's visualizers and evaluators take them."""

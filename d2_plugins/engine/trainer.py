@@ -77,13 +77,12 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._ema = build_ema(cfg, model)
         self._classes = Classes.of_config(cfg)  # known once the loader has read the dataset
-        more: dict[str, Any] = {"classes": self._classes} if self._classes else {}
         self.checkpointer = PluginCheckpointer(
             self._ema.averaged if self._ema else model,
             cfg.OUTPUT_DIR,
             allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING,
             trainer=weakref.proxy(self),
-            **more,
+            constants={"classes": self._classes.state_dict()} if self._classes else {},
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

@@ -35,8 +35,10 @@ _WITH_PROPOSALS = ("GeneralizedRCNN", "ProposalNetwork", "PanopticFPN")
 
 # Pattern of a loss without its "loss_", and what it measures.
 _LOSSES = (
-    (r"rpn_s(\d+)_reg", "boxes of stage {} of Cascade RPN"),
-    (r"rpn_s(\d+)_cls", "objectness of stage {} of Cascade RPN"),
+    (r"rpn_stage(\d+)_loc", "boxes of stage {} of Cascade RPN"),
+    (r"rpn_stage(\d+)_cls", "objectness of stage {} of Cascade RPN"),
+    # Runs of earlier versions, which number the stages from 0.
+    (r"rpn_s(\d+)_(?:reg|cls)", "a stage of Cascade RPN, number {} from 0"),
     (r"rpn_cls", "objectness of the proposals"),
     (r"rpn_loc", "boxes of the proposals"),
     (r"cls", "classes of the detections"),

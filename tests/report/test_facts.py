@@ -141,9 +141,11 @@ def test_data_is_counted(tmp_path: Path, toy_data: list) -> None:
 
 
 def test_losses_are_explained() -> None:
-    explained = dict(explain_losses(["loss_cls", "loss_rpn_s2_reg", "loss_cls_stage1", "loss_xyz"]))
+    explained = dict(
+        explain_losses(["loss_cls", "loss_rpn_stage2_loc", "loss_cls_stage1", "loss_xyz"])
+    )
     assert explained == {
         "cls": "classes of the detections",
-        "rpn_s2_reg": "boxes of stage 2 of Cascade RPN",
+        "rpn_stage2_loc": "boxes of stage 2 of Cascade RPN",
         "cls_stage1": "classes of cascade stage 1, from 0",
     }
