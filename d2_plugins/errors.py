@@ -4,7 +4,7 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
-__all__ = ["IncompleteWeightsError", "UsageError", "nearest", "usage_errors"]
+__all__ = ["IncompleteWeightsError", "UsageError", "model_errors", "nearest", "usage_errors"]
 
 
 class UsageError(ValueError):
@@ -33,6 +33,22 @@ def usage_errors(where: str = "") -> Iterator[None]:
             raise
         kind = type(error) if isinstance(error, UsageError) else UsageError
         raise kind(f"{where}: {error}" if where else str(error)) from error
+
+
+@contextlib.contextmanager
+def model_errors() -> Iterator[None]:
+    """Re-raise errors of a model's constructors as UsageError.
+
+    The components of detectron2 check their part of the config by assertions and by looking up
+    names, for example those of features that the backbone does not have.
+    """
+    try:
+        with usage_errors():
+            yield
+    except (AssertionError, KeyError) as error:
+        raise UsageError(
+            f"The model of this config cannot be built: {type(error).__name__}: {error}"
+        ) from error
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -190,6 +190,25 @@ def test_keys_that_detectron2s_heads_ignore_are_refused_from_python(
         build(cfg)
 
 
+@pytest.mark.parametrize("build", [Trainer.build_model, load_model])
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("MODEL.FPN.IN_FEATURES", ["res9"], "MODEL.FPN.IN_FEATURES is .*res9"),
+        ("MODEL.RPN.IN_FEATURES", ["p9"], "cannot be built: .*p9"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", ["p9"], "cannot be built: .*p9"),
+    ],
+)
+def test_features_that_the_backbone_lacks_are_named(
+    build: Callable[[CfgNode], object], key: str, value: list[str], said: str
+) -> None:
+    cfg = model_zoo.get_config(FASTER)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list([key, value, "MODEL.ANCHOR_GENERATOR.SIZES", [[8]]])
+    with pytest.raises(UsageError, match=said):
+        build(cfg)
+
+
 BOMB = "a: &a {x: 1, y: 2}\n" + "".join(
     f"{b}: &{b} {{{', '.join(f'k{i}: *{a}' for i in range(9))}}}\n"
     for a, b in zip("abcdefghij", "bcdefghijk", strict=True)

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config_schema import check_combinations
-from ..errors import UsageError, usage_errors
+from ..errors import UsageError, model_errors, usage_errors
 from ..files import atomic_open
 from .conversion import convert_darknet, convert_names, find_bottom_up
 from .load_report import LoadReport
@@ -283,7 +283,8 @@ def load_with_rest(cfg: CfgNode) -> tuple[nn.Module, dict[str, Any]]:
         UsageError: the weights do not exist, do not fit the model or are not finite.
     """
     check_combinations(cfg)
-    model = build_model(cfg).eval()
+    with model_errors():
+        model = build_model(cfg).eval()
     checkpointer = PluginCheckpointer(model, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING)
     with usage_errors("MODEL.WEIGHTS"):
         rest = checkpointer.load(cfg.MODEL.WEIGHTS)

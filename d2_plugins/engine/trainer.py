@@ -21,7 +21,7 @@ from ..config_schema import check_combinations
 from ..data.classes import Classes
 from ..data.loader import TrainLoader, build_test_loader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
-from ..errors import UsageError
+from ..errors import UsageError, model_errors
 from ..evaluation import (
     ProposalRecorder,
     build_evaluator,
@@ -178,10 +178,11 @@ class Trainer(DefaultTrainer):
 
         Raises:
             UsageError: values of ``cfg`` do not work together, for example because detectron2's RoI
-                heads would ignore one of them.
+                heads would ignore one of them, or because a feature does not exist.
         """
         check_combinations(cfg)
-        return super().build_model(cfg)
+        with model_errors():
+            return super().build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
