@@ -119,9 +119,9 @@ def test_wheel_prepares_trains_and_predicts_in_an_empty_folder(
     steps = ["SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)", "TEST.EVAL_PERIOD", "0"]
     config = ["--config-file", "Demo/faster_rcnn.yaml", "--num-gpus", "0"]
     command("train", *config, *steps, "OUTPUT_DIR", "run", "DATASETS.TEST", "()")
-    images = next((tmp_path / "datasets").rglob("*.png")).parent
+    image = next((tmp_path / "datasets").rglob("*.png"))
     command(
-        *("predict", "--config-file", "run/config.yaml", "--input", str(images)),
+        *("predict", "--config-file", "run/config.yaml", "--input", str(image)),
         *("--json", "found.json", "MODEL.WEIGHTS", "run/model_final.pth"),
     )
     assert (tmp_path / "found.json").is_file()

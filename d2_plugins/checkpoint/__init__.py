@@ -1,4 +1,4 @@
-"""Weights by name and by file: reading them safely, renaming them, and saying what they filled."""
+"""Weights by name and by file: safe reading, renaming, and a report of what they filled."""
 
 from .checkpointer import PluginCheckpointer
 from .cspnet_weights import convert_darknet_cspnet, convert_timm_cspnet, read_darknet_weights

@@ -17,10 +17,9 @@ from ..errors import UsageError, model_errors, usage_errors
 from ..files import atomic_open
 from .conversion import convert_darknet, convert_names, find_bottom_up
 from .load_report import LoadReport
-from .packaged_weights import rename_by_position
 from .plain_state import to_plain
 from .reading import read_checkpoint
-from .sources import Source, find_source
+from .sources import Source, find_source, rename_by_position
 
 __all__ = ["PluginCheckpointer", "load_model"]
 
@@ -196,12 +195,11 @@ class PluginCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        absent = [name for name in self.checkpointables if name not in checkpoint]
-        if self._resuming and absent:
+        if self._resuming and "trainer" in self.checkpointables and "trainer" not in checkpoint:
             raise UsageError(
-                f"'{self._name}' holds weights without training state ({', '.join(absent)}), so "
-                "its run cannot be continued. To start a new run from these weights, leave "
-                "--resume out and set MODEL.WEIGHTS to the file."
+                f"'{self._name}' holds weights without training state (no 'trainer'), so its run "
+                "cannot be continued. To start a new run from these weights, leave --resume out "
+                "and set MODEL.WEIGHTS to the file."
             )
         if "darknet" in checkpoint:
             checkpoint["model"] = convert_darknet(checkpoint.pop("darknet"), self.model)

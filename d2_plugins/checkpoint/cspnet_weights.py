@@ -40,7 +40,7 @@ def convert_timm_cspnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: state dict of timm's ``CspNet``.
 
     Raises:
-        ValueError: an entry that no CSPNet of ours has.
+        ValueError: the state dict holds an entry that our CSPNets do not have.
     """
     stages = {int(match[1]) for match in map(_STAGE.match, state) if match}
     # Five stages begin at stride 2 (DarkNet-like networks), four at stride 4.
@@ -65,7 +65,7 @@ def _timm_name(name: str, first_stage: int) -> str:
 
 
 def read_darknet_weights(path: str | Path) -> Tensor:
-    """The numbers of a darknet ``.weights`` file, without its header, as a float32 vector.
+    """Return the numbers of a darknet ``.weights`` file without its header as a float32 vector.
 
     The header is three int32 (major, minor, revision) and a count of images seen, which is an int64
     from version 0.2 on and an int32 before.

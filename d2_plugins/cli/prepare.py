@@ -129,7 +129,7 @@ def _convert(args: argparse.Namespace) -> int:
         ]
         print(f"Train with: d2-plugins train --config-file CONFIG {' '.join(options)}")
     if "val" not in by_split:
-        print("There is no validation set; --split 0.8 makes one.")
+        print("No validation set was made; --split 0.8 makes one.")
     return 0 if all(report.ok for report in reports) else 1
 
 

@@ -142,7 +142,7 @@ def test_resuming_without_training_state_is_refused(
     run: Callable[[], PluginCheckpointer], tmp_path: Path
 ) -> None:
     torch.save({"model": STATE}, tmp_path / "model_0000004.pth")
-    with pytest.raises(UsageError, match=r"^--resume: .* without training state \(trainer\), so"):
+    with pytest.raises(UsageError, match=r"^--resume: .* without training state \(no 'train"):
         run().resume_or_load("")
     # An evaluation with --resume has no training state to restore.
     PluginCheckpointer(nn.Linear(3, 40), str(tmp_path)).resume_or_load("", resume=True)

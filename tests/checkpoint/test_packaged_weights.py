@@ -5,7 +5,7 @@ import timm
 import torch
 
 from d2_plugins.checkpoint import PluginCheckpointer
-from d2_plugins.checkpoint.packaged_weights import find_packaged, rename_by_position
+from d2_plugins.checkpoint.sources import find_packaged, rename_by_position
 from d2_plugins.modeling.backbone import TimmBackbone
 from tests.support.helpers import shared_path
 

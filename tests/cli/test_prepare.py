@@ -80,7 +80,7 @@ def test_convert_without_splits_and_with_errors(
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert cli.main(["convert", str(tmp_path), "--output", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    assert "There is no validation set; --split 0.8 makes one." in out
+    assert "No validation set was made; --split 0.8 makes one." in out
     assert "a.png (image id 1), annotation 1: area is -" in out
 
 

@@ -243,6 +243,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: object) -> None:
         build_backbone(_cfg(CHECKPOINT=path))
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK half", b"\x80\x02cos\nsystem\n."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_damaged_and_unsafe_checkpoints_are_named(
+    content: bytes, suffix: str, tmp_path: object
+) -> None:
+    path = f"{tmp_path}/weights.{suffix}"
+    with open(path, "wb") as file:
+        file.write(content)
+    with pytest.raises(ValueError, match=rf"^MODEL.TIMM.CHECKPOINT is '{path}', which is missing"):
+        build_backbone(_cfg(CHECKPOINT=path))
+
+
 def test_no_weights_are_looked_for_where_model_weights_is_set() -> None:
     cfg = _cfg(CHECKPOINT="nowhere.pth", PRETRAINED=True)
     cfg.MODEL.WEIGHTS = "output/model_final.pth"
