@@ -26,8 +26,8 @@ FILE_NAME = "run.json"
 def record_session(cfg: CfgNode, config_file: str, *, resume: bool) -> Iterator[None]:
     """Record a training session in ``OUTPUT_DIR/run.json``, from the main process.
 
-    The record is written when the block starts and again when it ends, so that the record of an
-    interrupted session is there too, with the time of its last evaluation missing.
+    The record is written when the block starts and again, with its duration, when the block ends.
+    A session that is killed therefore has a record without a duration.
 
     Args:
         cfg: config of the run.
@@ -64,7 +64,8 @@ def _session(cfg: CfgNode, config_file: str) -> dict[str, Any]:
 def _device_name(device: str) -> str:
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{device.upper()}, {torch.get_num_threads()} threads" if device == "cpu" else device
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
 
 
 def read_sessions(output_dir: str | Path) -> list[dict[str, Any]]:
