@@ -28,7 +28,7 @@ class Classes:
     """
 
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str, ...]
 
     @classmethod
     def of_dataset(cls, name: str) -> "Classes | None":
@@ -46,7 +46,7 @@ class Classes:
             zip(range(len(names)), range(len(names)), strict=True)
         )
         ids = {index: category for category, index in indices.items()}
-        return cls(tuple(names), tuple(int(ids[index]) for index in range(len(names))))
+        return cls(tuple(names), tuple(ids[index] for index in range(len(names))))
 
     @classmethod
     def of_config(cls, cfg: CfgNode) -> "Classes | None":
@@ -68,7 +68,7 @@ class Classes:
         names, ids = state.get("names"), state.get("category_ids")
         if not isinstance(names, list | tuple) or not isinstance(ids, list | tuple):
             return None
-        if len(names) != len(ids) or not all(isinstance(i, int) for i in ids):
+        if len(names) != len(ids) or not all(isinstance(i, int | str) for i in ids):
             return None
         return cls(tuple(map(str, names)), tuple(ids))
 

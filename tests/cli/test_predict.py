@@ -280,7 +280,7 @@ def test_mistakes(
         (given, ["--classes-from", "none.json"], "file 'none.json'"),
         (given, ["MODEL.DEVICES", "cpu"], "MODEL.DEVICES"),
         (given, ["MODEL.FPN.OUT_CHANNELS", 8], "of another shape"),
-        (given, ["INPUT.FORMAT", "L"], "allowed: BGR, RGB"),
+        (given, ["INPUT.FORMAT", "L"], "allowed with INPUT.FORMAT L"),
     ):
         assert command(folder, *source, "--output", output, *options) == 2, message
         error = capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_matches_are_those_of_pycocotools(seed: int) -> None:
     for entry in filter(None, evaluated.evalImgs):
         if entry["aRng"] != every_area:
             continue
-        k = predictions.to_class[entry["category_id"]]
+        k = entry["category_id"] - 1  # the evaluation numbers the categories from 1
         num_objects[k] += (~np.asarray(entry["gtIgnore"], bool)).sum()
         for score, match, ignored in zip(
             entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True

@@ -219,7 +219,7 @@ def test_where_the_classes_come_from(
 @pytest.mark.parametrize(
     "state",
     [None, {}, {"names": ["a"]}, {"names": ["a"], "category_ids": [1, 2]},
-     {"names": ["a"], "category_ids": ["1"]}, {"names": "a", "category_ids": [1]}],
+     {"names": ["a"], "category_ids": [1.5]}, {"names": "a", "category_ids": [1]}],
 )  # fmt: skip
 def test_broken_classes_are_not_taken(state: Any, tmp_path: Path) -> None:
     assert Classes.from_state(state) is None
