@@ -118,7 +118,6 @@ NOT_RUN: dict[str, str] = {
     r"d2-plugins prepare voc": _WHOLE,
     r"d2-plugins prepare (penn_fudan|bccd)": _WHOLE,
     r"d2-plugins check penn_fudan_train": _WHOLE,
-    r"d2-plugins train --config-file theirs\.yaml": "stands for files of someone else",
     r"d2-plugins benchmark gpu-check": "needs a GPU; tests/cuda/test_gpu_check.py simulates one",
 }
 
