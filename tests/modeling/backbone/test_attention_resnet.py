@@ -272,7 +272,7 @@ def test_pyramids(builder: str, names: list[str], count: int | None) -> None:
         ("ATTENTION.NAME", "ecam", "MODEL.ATTENTION.*'ecam'.*allowed: eca, cbam, se"),
         ("ATTENTION.POSITION", "concat", "MODEL.ATTENTION.POSITION.*'concat'.*block_out"),
         ("ATTENTION.KERNEL_SIZES", [3, 5], "MODEL.ATTENTION.KERNEL_SIZES"),
-        ("ATTENTION.KERNEL_SIZES", [3, 5, 4, 3], "KERNEL_SIZES.*odd and positive, not 4"),
+        ("ATTENTION.KERNEL_SIZES", [3, 5, 4, 3], "KERNEL_SIZES.*kernel_size is 4; allowed for ECA: odd and positive"),
         ("ATTENTION.STAGES", [True, False], "MODEL.ATTENTION.STAGES"),
         ("RESNETS.DEPTH", 26, "MODEL.RESNETS.DEPTH is 26; allowed: 18, 34"),
         ("RESNETS.RES5_DILATION", 2, "MODEL.RESNETS.RES5_DILATION is 2; allowed at depth 18: 1"),
@@ -289,7 +289,7 @@ def test_config_errors_name_the_key(key: str, value: object, message: str) -> No
 
 def test_reduction_too_large_for_a_narrow_stage_raises() -> None:
     cfg = _cfg(NAME="cbam", REDUCTION=128)
-    with pytest.raises(ValueError, match=r"REDUCTION 128.*allowed is at most 64"):
+    with pytest.raises(ValueError, match=r"reduction is 128; allowed for 64 channels: 1 to 64"):
         build_backbone(cfg)
 
 
