@@ -17,6 +17,8 @@ from tests.support.combinations import COMBINATIONS, HEADS, PROPOSALS, combined_
 from tests.support.helpers import REPO
 from tests.support.stock import STOCK_HEADS, behaviour, make_stock, small_batch
 
+pytestmark = pytest.mark.slow
+
 BOTTOM_UP = {
     "cspnet": "CSPNet",
     "attention_resnet": "AttentionResNet",

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.helpers import REPO
 
+pytestmark = pytest.mark.slow
+
 # Folders of the installed libraries. With -S Python does not read the .pth files in them, so that
 # the checkout under test, which they may name, is not found through them.
 SITE_PACKAGES = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]

@@ -31,6 +31,7 @@ def test_double_head_counts_what_the_formulas_say(work_clock: WorkClock) -> None
         assert result["time_ratio"] == pytest.approx(result["gmacs"] / baseline)
 
 
+@pytest.mark.slow
 def test_inverted_attention_is_measured_with_and_without(work_clock: WorkClock) -> None:
     rois = 16
     results = inverted_attention(num_rois=rois, repeats=1)

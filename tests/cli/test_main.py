@@ -12,6 +12,8 @@ from d2_plugins.cli import main as dispatcher
 from d2_plugins.cli.main import COMMANDS, main
 from tests.support.helpers import REPO
 
+pytestmark = pytest.mark.slow
+
 TOOLS = {
     "analyze_model": "analyze",
     "benchmark": "benchmark",

@@ -105,6 +105,7 @@ def test_images(folder: Path, tmp_path: Path, image_format: str) -> None:
     assert 0.02 < changed.mean() < 0.9  # boxes and masks
 
 
+@pytest.mark.slow
 def test_video(folder: Path, tmp_path: Path) -> None:
     video = folder / "street.mp4"
     words = ["--video-input", video, "--output", tmp_path, "--json", tmp_path / "rows.json"]
@@ -338,6 +339,7 @@ def test_a_detector_of_proposals_only_is_refused(
     assert "'ProposalNetwork' gives proposals" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_window(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[np.ndarray] = []
     monkeypatch.setitem(os.environ, "DISPLAY", ":0")

@@ -264,6 +264,7 @@ def test_a_run_killed_at_any_moment_loses_at_most_a_checkpoint_period(tmp_path: 
     assert f"Resuming from iteration {iteration + 1} of" in output
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
     argv = [*command(tmp_path), "SOLVER.BASE_LRR", "1"]
     result = subprocess.run(argv, capture_output=True, text=True, timeout=100)

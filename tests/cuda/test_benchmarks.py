@@ -16,6 +16,8 @@ from d2_plugins.benchmark.timing import elapsed, median_ratio
 from tests.support.roi_heads import make_detector_cfg
 from tests.support.simulated_device import SimulatedCuda
 
+pytestmark = pytest.mark.slow
+
 
 def test_devices_are_timed_with_events(gpu: SimulatedCuda) -> None:
     # Sleeping takes no CPU time, which is what the CPU's clock would show.

@@ -16,6 +16,8 @@ from tests.support.simulated_device import SimulatedCuda
 from tests.support.stock import small_batch
 from tests.support.tiny_flagship import SHRINK
 
+pytestmark = pytest.mark.slow
+
 FLAGSHIP = ("cspnet", "cascade_rpn", "double_head", True, False)
 # Every RoI whose score falls is masked, so that an untrained head has RoIs to mask.
 EAGER = (

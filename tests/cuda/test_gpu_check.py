@@ -15,6 +15,8 @@ from d2_plugins.layers.adaptive_conv import triton_cuda
 from d2_plugins.modeling.proposal_generator.cascade_rpn_stage import CascadeRPNStage
 from tests.support.simulated_device import SimulatedCuda
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def counting_gpu(gpu: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:

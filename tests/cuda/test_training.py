@@ -11,6 +11,8 @@ from d2_plugins.engine import Trainer
 from tests.support.simulated_device import SimulatedCuda
 from tests.support.toy import toy_cfg, write_toy_coco
 
+pytestmark = pytest.mark.slow
+
 PARTS = (
     *("MODEL.PROPOSAL_GENERATOR.NAME", "CascadeRPN"),
     *("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]]),

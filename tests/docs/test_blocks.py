@@ -13,6 +13,8 @@ from tests.docs import rules
 from tests.docs.markdown import PAGES, Block, blocks
 from tests.docs.page import Page
 
+pytestmark = pytest.mark.slow
+
 RUN = {page: blocks(page, "bash", "python") for page in PAGES}
 YAML = [block for page in PAGES for block in blocks(page, "yaml")]
 

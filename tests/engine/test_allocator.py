@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Allocates and frees 64 MiB twenty times and prints the page faults of the last ten.
 PROGRAM = """
 import resource, sys

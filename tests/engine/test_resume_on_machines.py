@@ -11,6 +11,8 @@ from d2_plugins.engine import Trainer, launch
 from d2_plugins.errors import UsageError
 from tests.support.toy import toy_cfg, write_toy_coco
 
+pytestmark = pytest.mark.slow
+
 
 def trainer_of_rank(folder: Path, *, with_checkpoint: bool) -> Trainer:
     """The trainer of a machine whose folder holds a checkpoint of iteration 4, or nothing."""

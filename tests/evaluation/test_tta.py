@@ -28,6 +28,8 @@ from tests.support.random_coco import Registered
 from tests.support.tiny_model import evaluate, random_images, tiny_cfg
 from tests.support.toy import toy_cfg
 
+pytestmark = pytest.mark.slow
+
 HEADS = [
     "PluginROIHeads",
     "PluginCascadeROIHeads",

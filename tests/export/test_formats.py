@@ -51,6 +51,7 @@ def test_every_format(config: str, opts: tuple[object, ...], tmp_path: Path) -> 
     assert all(isinstance(side, str) for side in session.get_inputs()[0].shape[1:])  # free
 
 
+@pytest.mark.slow
 def test_fixed_size(tmp_path: Path) -> None:
     """The only way for TensorFlow's padding, and refused otherwise; tracing follows it."""
     model = small_model("PennFudan/faster_rcnn_efficientnet_lite0.yaml", ("MODEL.FPN.NORM", ""))

@@ -350,6 +350,7 @@ def test_box_quality() -> None:
     assert box_quality(gt, classes, boxes, np.array([0, 0])) == pytest.approx(0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 500])  # 500 is the least that headless Chromium takes
 def test_in_a_browser(run_folder: Path, dataset: Path, tmp_path: Path, width: int) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

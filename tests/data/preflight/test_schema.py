@@ -127,6 +127,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=80)
 @given(edits=changes(), needs_masks=st.booleans())
 def test_changed_data_trains_or_is_refused_in_one_line(

@@ -22,6 +22,8 @@ from tests.support.roi_heads import (
     train_losses,
 )
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "plain Double-Head": ("DoubleHeadROIHeads", *EAGER_IA),
     "Double-Head-Ext": ("DoubleHeadROIHeads", *EXT, *EAGER_IA),
