@@ -20,7 +20,7 @@ class Files:
         status: for each coming request, an error to answer with.
         etag: of all files.
         redirect: an address to send every request to.
-        requests: (path, Range header, bytes sent), in order.
+        requests: (path, Range header, bytes to send), in order.
     """
 
     content: dict[str, bytes]
@@ -50,8 +50,8 @@ def serve(files: Files) -> Iterator[str]:
                 self.end_headers()
                 return
             if files.status or self.path not in files.content:
-                self.send_error(files.status.pop(0) if files.status else 404)
                 files.requests.append((self.path, asked, 0))
+                self.send_error(files.status.pop(0) if files.status else 404)
                 return
             body, start = files.content[self.path], 0
             same = self.headers.get("If-Range") in (None, files.etag)
@@ -61,8 +61,8 @@ def serve(files: Files) -> Iterator[str]:
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(body)}")
                     self.send_header("Content-Length", "0")
-                    self.end_headers()
                     files.requests.append((self.path, asked, 0))
+                    self.end_headers()
                     return
                 self.send_response(206)
                 begins = start + files.wrong_range
@@ -72,12 +72,13 @@ def serve(files: Files) -> Iterator[str]:
             self.send_header("ETag", files.etag)
             if files.with_length:
                 self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
             rest = body[start:]
             if files.break_after:
                 rest = rest[: files.break_after.pop(0)]
-            self.wfile.write(rest)
+            # Recorded before it is sent: afterwards the client may already look at the list.
             files.requests.append((self.path, asked, len(rest)))
+            self.end_headers()
+            self.wfile.write(rest)
             self.close_connection = True
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
