@@ -1,11 +1,10 @@
 """BCCD: 364 microscope images of blood cells with VOC annotations (Shenggan/BCCD_Dataset, MIT)."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from .derived_coco import CocoDataset, coco_content, derive_json
-from .voc import read_annotation
+from .derived_coco import CocoDataset, coco_content
+from .voc import read_annotation, voc_layout_dataset
 
 __all__ = ["bccd_datasets"]
 
@@ -19,22 +18,14 @@ def bccd_datasets(root: Path) -> list[CocoDataset]:
 
 
 def _dataset(root: Path, split: str) -> CocoDataset:
-    folder = root / "BCCD"
-    list_file = folder / "ImageSets" / "Main" / f"{split}.txt"
-    json_file = root / "d2_plugins" / f"bccd_{split}.json"
-
-    def derive() -> None:
-        names = list_file.read_text().split()
-        source = hashlib.sha256("\n".join(names).encode()).hexdigest()
-        derive_json(json_file, source, lambda: _content(folder, names))
-
-    return CocoDataset(
+    return voc_layout_dataset(
+        root,
+        "BCCD",
+        split,
         name=f"bccd_{split}",
+        json_name=f"bccd_{split}.json",
         class_names=CLASS_NAMES,
-        json_file=json_file,
-        image_root=folder / "JPEGImages",
-        requires=(list_file, folder / "Annotations", folder / "JPEGImages"),
-        derive=derive,
+        content=_content,
     )
 
 

@@ -5,6 +5,7 @@ detectron2 registers the same images and boxes, with VOC's metric, under names w
 
 import hashlib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from ...errors import UsageError
 from .derived_coco import CocoDataset, coco_content, derive_json
 
-__all__ = ["read_annotation", "read_objects", "voc_datasets"]
+__all__ = ["read_annotation", "read_objects", "voc_datasets", "voc_layout_dataset"]
 
 _SPLITS = {2007: ("train", "val", "trainval", "test"), 2012: ("train", "val", "trainval")}
 
@@ -24,24 +25,59 @@ def voc_datasets(root: Path) -> list[CocoDataset]:
 
 
 def _dataset(root: Path, year: int, split: str) -> CocoDataset:
-    folder = root / f"VOC{year}"
+    return voc_layout_dataset(
+        root,
+        f"VOC{year}",
+        split,
+        name=f"voc_{year}_{split}_coco",
+        json_name=f"voc_{year}_{split}.json",
+        class_names=CLASS_NAMES,
+        content=_content,
+        adapt=_learn_difficult,
+        extra_keys=("difficult",),
+    )
+
+
+def voc_layout_dataset(
+    root: Path,
+    folder_name: str,
+    split: str,
+    *,
+    name: str,
+    json_name: str,
+    class_names: tuple[str, ...],
+    content: Callable[[Path, list[str]], dict[str, Any]],
+    **options: Any,
+) -> CocoDataset:
+    """Return a dataset that lies on disk as VOC does.
+
+    Args:
+        root: the dataset root.
+        folder_name: folder with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+        split: name of the list in ``ImageSets/Main``.
+        name: name in detectron2's catalogs.
+        json_name: name of the derived COCO JSON.
+        class_names: names of the classes.
+        content: function from the folder and the names of the split's images to COCO content.
+        options: further attributes of :class:`CocoDataset`.
+    """
+    folder = root / folder_name
     list_file = folder / "ImageSets" / "Main" / f"{split}.txt"
-    json_file = root / "d2_plugins" / f"voc_{year}_{split}.json"
+    json_file = root / "d2_plugins" / json_name
 
     def derive() -> None:
         names = list_file.read_text().split()
         source = hashlib.sha256("\n".join(names).encode()).hexdigest()
-        derive_json(json_file, source, lambda: _content(folder, names))
+        derive_json(json_file, source, lambda: content(folder, names))
 
     return CocoDataset(
-        name=f"voc_{year}_{split}_coco",
-        class_names=CLASS_NAMES,
+        name=name,
+        class_names=class_names,
         json_file=json_file,
         image_root=folder / "JPEGImages",
         requires=(list_file, folder / "Annotations", folder / "JPEGImages"),
         derive=derive,
-        adapt=_learn_difficult,
-        extra_keys=("difficult",),
+        **options,
     )
 
 
