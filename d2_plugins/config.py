@@ -29,10 +29,12 @@ _C.MODEL.CSPNET = CN()
 _C.MODEL.CSPNET.ARCH = "cspresnext50"
 # FrozenBN, BN, SyncBN or GN. FrozenBN is for pretrained weights only.
 _C.MODEL.CSPNET.NORM = "FrozenBN"
-# Factor of every width (rounded to a multiple of 8) and of every depth (at least 1). The groups of
-# a ResNeXt are reduced where they do not divide a width.
+# Factor of every width (rounded to a multiple of 8). The groups of a ResNeXt are reduced where they
+# do not divide a width.
 _C.MODEL.CSPNET.WIDTH_MULTIPLIER = 1.0
+# Factor of every depth (at least 1).
 _C.MODEL.CSPNET.DEPTH_MULTIPLIER = 1.0
+# Stages whose features are returned.
 _C.MODEL.CSPNET.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 # Negative slope of the leaky ReLU of the architectures that have one: 0.01 in timm's weights, 0.1
 # in darknet's.
@@ -66,13 +68,15 @@ _C.MODEL.ATTENTION.ON_FPN = False
 _C.MODEL.TIMM = CN()
 # Any timm model that supports features_only.
 _C.MODEL.TIMM.NAME = ""
-# Weights from timm's hub, or from a local file (.pth, .safetensors), which has precedence.
+# Load timm's pretrained weights while the backbone is built, if MODEL.WEIGHTS is empty.
 _C.MODEL.TIMM.PRETRAINED = False
+# The same from a local file (.pth, .safetensors), which has precedence.
 _C.MODEL.TIMM.CHECKPOINT = ""
 # Feature indices of timm; [] takes those at strides 4, 8, 16 and 32.
 _C.MODEL.TIMM.OUT_INDICES = []
 # FrozenBN, BN (the norm of the model itself) or SyncBN.
 _C.MODEL.TIMM.NORM = "FrozenBN"
+# Recompute the stages in the backward pass instead of storing their activations.
 _C.MODEL.TIMM.GRADIENT_CHECKPOINTING = False
 
 # ---------------------------------------------------------------------------------------------
@@ -90,18 +94,19 @@ _C.MODEL.CASCADE_RPN.DILATION = 3
 _C.MODEL.CASCADE_RPN.BBOX_REG_WEIGHTS = ((10.0, 10.0, 2.0, 2.0), (20.0, 20.0, 10.0, 10.0))
 # "iou" (1 - IoU) or "giou".
 _C.MODEL.CASCADE_RPN.BBOX_REG_LOSS_TYPE = "iou"
-# Loss weights; both are multiplied by MODEL.RPN.LOSS_WEIGHT.
+# Weight of the box regression loss; it is multiplied by MODEL.RPN.LOSS_WEIGHT.
 _C.MODEL.CASCADE_RPN.BBOX_REG_LOSS_WEIGHT = 10.0
+# Weight of the objectness loss; it is multiplied by MODEL.RPN.LOSS_WEIGHT.
 _C.MODEL.CASCADE_RPN.CLS_LOSS_WEIGHT = 1.0
-# First stage: cells in the ground-truth box shrunk to CENTER_RATIO of its sides are positive;
-# further cells in the box shrunk to IGNORE_RATIO are ignored.
+# First stage: cells in the ground-truth box shrunk to this share of its sides are positive.
 _C.MODEL.CASCADE_RPN.CENTER_RATIO = 0.2
+# First stage: further cells in the ground-truth box shrunk to this share are ignored.
 _C.MODEL.CASCADE_RPN.IGNORE_RATIO = 0.5
 # First stage: the divisor of its loss is the number of cells of the batch over this.
 _C.MODEL.CASCADE_RPN.CELLS_PER_POSITIVE = 200.0
-# Later stages: IoU of a positive, and the lowest IoU at which a ground truth without a positive
-# takes its best boxes.
+# Later stages: lowest IoU of a positive.
 _C.MODEL.CASCADE_RPN.IOU_THRESHOLD = 0.7
+# Later stages: lowest IoU at which a ground truth without a positive takes its best boxes.
 _C.MODEL.CASCADE_RPN.LOW_QUALITY_IOU = 0.3
 # Cells outside an image, whose size is rounded up to a multiple of this, do not match. It is the
 # size divisibility of the backbone.
@@ -111,29 +116,32 @@ _C.MODEL.CASCADE_RPN.SIZE_DIVISIBILITY = 32
 # Double-Head, read by DoubleHeadROIHeads and CascadeDoubleHeadROIHeads.
 # ---------------------------------------------------------------------------------------------
 _C.MODEL.DOUBLE_HEAD = CN()
-# Fc head: number and width of its fully connected layers.
+# Fc head: number of fully connected layers.
 _C.MODEL.DOUBLE_HEAD.NUM_FC = 2
+# Fc head: width of its layers.
 _C.MODEL.DOUBLE_HEAD.FC_DIM = 1024
-# Conv head: number of blocks after the widening one, and their width. A block is "bottleneck"
-# (residual) or "nonlocal" (a non-local unit and a bottleneck: the best model of the paper has
-# NUM_CONV 2 of these).
+# Conv head: number of blocks after the one that widens the feature.
 _C.MODEL.DOUBLE_HEAD.NUM_CONV = 4
+# Conv head: width of its blocks.
 _C.MODEL.DOUBLE_HEAD.CONV_DIM = 1024
+# Conv head: "bottleneck" (residual) or "nonlocal" (a non-local unit and a bottleneck; the best
+# model of the paper has NUM_CONV 2 of these).
 _C.MODEL.DOUBLE_HEAD.CONV_BLOCKS = "bottleneck"
 # Channel groups of a non-local unit.
 _C.MODEL.DOUBLE_HEAD.NL_GROUPS = 4
-# Norm of the conv head: BN, SyncBN, nnSyncBN, naiveSyncBN, naiveSyncBN_N, GN or LN.
+# Norm of the conv head.
 _C.MODEL.DOUBLE_HEAD.NORM = "BN"
 # Factor by which the RoI of the conv head is enlarged about its centre. With 1.0 both heads share
 # one pooled feature.
 _C.MODEL.DOUBLE_HEAD.REG_ROI_SCALE = 1.3
-# Share of each head's loss that belongs to its own task: classification for the fc head, box
-# regression for the conv head. In (0, 1]; 1.0 for both is Double-Head, 0.7 and 0.8 is
-# Double-Head-Ext.
+# Share of classification in the loss of the fc head; the rest is box regression. 1.0 here and in
+# LAMBDA_CONV is Double-Head, 0.7 and 0.8 is Double-Head-Ext.
 _C.MODEL.DOUBLE_HEAD.LAMBDA_FC = 1.0
+# Share of box regression in the loss of the conv head; the rest is classification.
 _C.MODEL.DOUBLE_HEAD.LAMBDA_CONV = 1.0
-# Weight of each head's loss.
+# Weight of the fc head's loss.
 _C.MODEL.DOUBLE_HEAD.LOSS_WEIGHT_FC = 2.0
+# Weight of the conv head's loss.
 _C.MODEL.DOUBLE_HEAD.LOSS_WEIGHT_CONV = 2.5
 # Class scores at inference if the conv head classifies too (LAMBDA_CONV < 1): complementary, fc,
 # conv, max or mean. Otherwise they are those of the fc head.
@@ -150,12 +158,14 @@ _C.MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE = None
 # than this IoU skip the conv head; the overlap is that of the fc head's boxes if it has any. 1.0:
 # none.
 _C.MODEL.DOUBLE_HEAD.CONV_HEAD_NMS_THRESH = 1.0
-# Training of the conv head, not in the paper: start the last norm of each residual block at zero;
-# give the place within the RoI to the conv head as two more channels; run it on foreground RoIs
-# only (with LAMBDA_CONV 1, where it has no other loss); multiply its learning rate.
+# Not in the paper: start the last norm of each residual block of the conv head at zero.
 _C.MODEL.DOUBLE_HEAD.ZERO_INIT_RESIDUAL = False
+# Not in the paper: give the place within the RoI to the conv head as two more channels.
 _C.MODEL.DOUBLE_HEAD.COORDINATES = False
+# Not in the paper: train the conv head on foreground RoIs only (with LAMBDA_CONV 1, where it has no
+# other loss).
 _C.MODEL.DOUBLE_HEAD.CONV_HEAD_FOREGROUND_ONLY = False
+# Not in the paper: factor of the conv head's learning rate.
 _C.MODEL.DOUBLE_HEAD.CONV_HEAD_LR_FACTOR = 1.0
 
 # ---------------------------------------------------------------------------------------------
@@ -163,17 +173,20 @@ _C.MODEL.DOUBLE_HEAD.CONV_HEAD_LR_FACTOR = 1.0
 # CascadeDoubleHeadROIHeads.
 # ---------------------------------------------------------------------------------------------
 _C.MODEL.INVERTED_ATTENTION = CN()
+# Train the box head on features in which the most important parts are set to zero.
 _C.MODEL.INVERTED_ATTENTION.ENABLED = False
 # spatial (the authors' code), channel, both (places in the strongest channels only) or random
 # (spatial or channel, drawn in each iteration).
 _C.MODEL.INVERTED_ATTENTION.MODE = "spatial"
-# Share of the places and of the channels of a RoI that are switched off, in [0, 1].
+# Share of the places of a RoI that are switched off.
 _C.MODEL.INVERTED_ATTENTION.SPATIAL_DROP = 18 / 49
+# Share of the channels of a RoI that are switched off.
 _C.MODEL.INVERTED_ATTENTION.CHANNEL_DROP = 1 / 3
 # RoIs to mask: hard (those whose true class loses most probability), random or all.
 _C.MODEL.INVERTED_ATTENTION.ROI_CHOICE = "hard"
-# Largest share of the foreground and of the background RoIs that is masked (hard and random).
+# Largest share of the foreground RoIs that is masked (hard and random).
 _C.MODEL.INVERTED_ATTENTION.FG_FRACTION = 1 / 5
+# Largest share of the background RoIs that is masked (hard and random).
 _C.MODEL.INVERTED_ATTENTION.BG_FRACTION = 1 / 30
 # hard: the probability of the true class must fall by more than this.
 _C.MODEL.INVERTED_ATTENTION.MIN_CHANGE = 0.01
@@ -197,6 +210,7 @@ _C.SOLVER.AMP.DTYPE = "auto"
 _C.SOLVER.EMA = CN()
 # Evaluate and save an exponential moving average of the weights.
 _C.SOLVER.EMA.ENABLED = False
+# Decay of the average per iteration; 0.9998 is a half-life of about 3500 iterations.
 _C.SOLVER.EMA.DECAY = 0.9998
 # Begin with a small decay, which grows up to DECAY.
 _C.SOLVER.EMA.WARMUP = True
@@ -211,13 +225,13 @@ _C.TEST.COCO_EVALUATOR = "faster-coco-eval"
 # Evaluate the average recall of the proposals of a two-stage detector, and of each stage of a
 # proposal generator that has stages. The recall of a ProposalNetwork is always evaluated.
 _C.TEST.PROPOSAL_RECALL = False
-# Also evaluate on corrupted images: any of "occlusion", "blur" and "noise". The same
-# CORRUPTION_SEED gives the same images.
+# Also evaluate on corrupted images: any of "occlusion", "blur" and "noise".
 _C.TEST.CORRUPTIONS = []
+# Seed of the corruptions; the same seed gives the same images.
 _C.TEST.CORRUPTION_SEED = 0
-# Share of every ground-truth box under a patch, which is "grey", "mean" (the mean colour of the
-# image) or "noise".
+# Occlusion: share of every ground-truth box that is under a patch.
 _C.TEST.OCCLUSION_SHARE = 0.3
+# Occlusion: content of the patch; "mean" is the mean colour of the image.
 _C.TEST.OCCLUSION_FILL = "grey"
 # Standard deviation of the Gaussian blur, in pixels of the image as stored.
 _C.TEST.BLUR_SIGMA = 2.0

@@ -74,8 +74,9 @@ def each(rule: Rule, *counts: int, least: int = 0) -> Rule:
         least: minimum number of entries.
     """
     many = " or ".join(map(str, counts)) or (f"at least {least}" if least else "any number of")
+    entries = "entry" if many == "at least 1" else "entries"
     return Rule(
-        f"{many} entries, each {rule.allowed}",
+        f"{many} {entries}, each {rule.allowed}",
         lambda v: (
             isinstance(v, list | tuple)
             and len(v) >= least
@@ -150,6 +151,7 @@ _SHARE = real(0, 1)
 _WEIGHT = real(0)
 _WIDTH = whole(1, 65536)
 _COUNT = whole(0, 100)
+_ODD = Rule("an odd number from 1 to 99", lambda v: type(v) is int and v in range(1, 100, 2))
 _TOPK = whole(1, 1_000_000)
 _PIXELS = whole(1, 100_000)
 _CLASSES = whole(1, 100_000)
@@ -198,7 +200,7 @@ RULES: dict[str, Rule] = {
     "MODEL.ATTENTION.POSITION": one_of("block_mid", "block_out", "branch", "concat", "stage_out"),
     "MODEL.ATTENTION.STAGES": each(_FLAG, 4, 5),
     "MODEL.ATTENTION.REDUCTION": _WIDTH,
-    "MODEL.ATTENTION.KERNEL_SIZES": each(one_of(*range(1, 100, 2))),
+    "MODEL.ATTENTION.KERNEL_SIZES": each(_ODD),
     "MODEL.TIMM.OUT_INDICES": each(whole(-100, 100)),
     "MODEL.TIMM.NORM": one_of("FrozenBN", "BN", "SyncBN"),
     "MODEL.PROPOSAL_GENERATOR.NAME": _registry(
