@@ -65,6 +65,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "track": ["trackers>=2.6"],
         "dev": [
             "filelock",
             "hypothesis",

@@ -3,8 +3,10 @@
 Pictures are written to the folder --output under the names of their images, a video under its name
 with .mp4. --json writes all detections in COCO's result format; image_id is the number of the image
 among the inputs, or of the frame, from 0, and file_name the file. Class names are those of the
-config's datasets. An image that cannot be read or drawn is named and passed over; the exit status
-is then 1. A video ends at the first frame that cannot be decoded, a webcam with Ctrl-C.
+config's datasets. --track numbers the objects of a video, or of --input files that are the frames
+of one, so that each keeps its number: it is drawn, and written as track_id (null until the object
+is found in a second frame). An image that cannot be read or drawn is named and passed over; the
+exit status is then 1. A video ends at the first frame that cannot be decoded, a webcam with Ctrl-C.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from ..files import atomic_write_json
 from ..visualization.detect_images import detect_images, find_images, picture_paths
 from ..visualization.detect_video import detect_video
 from ..visualization.detector import Detector
+from ..visualization.tracking import LOWEST_SCORE, Tracker
 from ..visualization.video import VideoFile, VideoSource, video_path
 from ..visualization.window import Window
 from .parsers import config_from, config_parser, exit_status, output_file
@@ -30,7 +33,8 @@ Examples:
     $ d2-plugins predict --config-file output/config.yaml --input photos/ "more/*.jpg" \\
         --output detected --json detected.json MODEL.WEIGHTS output/model_final.pth
     $ d2-plugins predict --config-file output/config.yaml --video-input street.mp4 \\
-        --output detected --confidence-threshold 0.7 MODEL.WEIGHTS output/model_final.pth
+        --output detected --track --json tracks.json --confidence-threshold 0.7 \\
+        MODEL.WEIGHTS output/model_final.pth
     $ d2-plugins predict --config-file output/config.yaml --webcam --show \\
         MODEL.WEIGHTS output/model_final.pth
 """
@@ -64,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="leave out objects with a lower score (%(default)s)",
     )
     parser.add_argument(
+        "--track",
+        action="store_true",
+        help="number the objects over the frames; those that are already numbered are followed "
+        f"down to a score of {LOWEST_SCORE}",
+    )
+    parser.add_argument(
         "--classes-from",
         metavar="FILE",
         help="COCO json whose categories the model knows, for data of your own",
@@ -87,7 +97,8 @@ def _run(args: argparse.Namespace) -> int:
         paths = find_images(args.input)
         pictures = picture_paths(paths, folder) if folder else [None] * len(paths)
         images = dict(zip(paths, pictures, strict=True))
-        rows, num_unreadable = detect_images(images, _build_detector(args), window)
+        tracker = _build_tracker(args) if args.track else None
+        rows, num_unreadable = detect_images(images, _build_detector(args), window, tracker)
     else:
         rows = _run_video(args, window)
     if args.json:
@@ -98,12 +109,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _run_video(args: argparse.Namespace, window: Window | None) -> list[dict[str, Any]]:
     with contextlib.closing(VideoSource(0 if args.webcam else args.video_input)) as source:
+        tracker = _build_tracker(args, source.fps) if args.track else None
         if not args.output:
-            return detect_video(source, _build_detector(args), window=window)
+            return detect_video(source, _build_detector(args), window=window, tracker=tracker)
         path = video_path(source, args.output)
         detector = _build_detector(args)
         with VideoFile(path, source.fps) as video:
-            rows = detect_video(source, detector, video, window)
+            rows = detect_video(source, detector, video, window, tracker)
     print(f"wrote {path}: {video.num_frames} frames")
     return rows
 
@@ -111,4 +123,12 @@ def _run_video(args: argparse.Namespace, window: Window | None) -> list[dict[str
 def _build_detector(args: argparse.Namespace) -> Detector:
     with usage_errors("--classes-from"):
         classes = Classes.from_json(args.classes_from) if args.classes_from else None
-    return Detector(config_from(args), confidence=args.confidence_threshold, classes=classes)
+    confidence = args.confidence_threshold
+    if args.track:  # the tracker leaves out what it does not follow
+        confidence = min(confidence, LOWEST_SCORE)
+    return Detector(config_from(args), confidence=confidence, classes=classes)
+
+
+def _build_tracker(args: argparse.Namespace, fps: float = 30.0) -> Tracker:
+    with usage_errors("--track"):
+        return Tracker(args.confidence_threshold, fps)

@@ -13,6 +13,7 @@ from PIL import Image
 from ..errors import UsageError
 from ..files import atomic_open
 from .detector import Detector
+from .tracking import Tracker
 from .window import Window
 
 __all__ = ["detect_images", "find_images", "picture_paths"]
@@ -74,7 +75,10 @@ def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def detect_images(
-    images: Mapping[Path, Path | None], detector: Detector, window: Window | None = None
+    images: Mapping[Path, Path | None],
+    detector: Detector,
+    window: Window | None = None,
+    tracker: Tracker | None = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Detect objects in images, one after the other.
 
@@ -82,6 +86,7 @@ def detect_images(
         images: image files, each with the path of its picture or None.
         detector: the detector.
         window: window to show the pictures in.
+        tracker: gives the objects ids, where the images are the frames of a video.
 
     Returns:
         The detections, see :meth:`Detections.to_coco`, and the number of images that could not be
@@ -102,6 +107,8 @@ def detect_images(
             print(f"error: {said if str(path) in said else f'{path}: {said}'}", file=sys.stderr)
             num_unreadable += 1
             continue
+        if tracker is not None:
+            detections = tracker.update(detections)
         seconds = time.perf_counter() - start
         rows += detections.to_coco(number)
         print(f"{path}: {len(detections)} objects in {seconds:.2f} s")

@@ -108,7 +108,7 @@ NOT_RUN: dict[str, str] = {
     r"make test": "runs this test",
     r"make format lint": "rewrites the checkout",
     r"source \.venv/bin/activate": "the environment is that of the tests",
-    r"pip install (\.|opencv)": _INSTALLS,
+    r"pip install (\.|opencv|'d2_plugins)": _INSTALLS,
     r"pip install --no-build-isolation git\+https": _INSTALLS,
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",
@@ -118,6 +118,7 @@ NOT_RUN: dict[str, str] = {
     r"d2-plugins prepare voc": _WHOLE,
     r"d2-plugins prepare (penn_fudan|bccd)": _WHOLE,
     r"d2-plugins check penn_fudan_train": _WHOLE,
+    r"d2-plugins predict .*--track": "tests/visualization/test_tracking.py tracks",
     r"d2-plugins benchmark gpu-check": "needs a GPU; tests/cuda/test_gpu_check.py simulates one",
 }
 
