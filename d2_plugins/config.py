@@ -204,6 +204,10 @@ _C.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
 # Training and evaluation.
 # ---------------------------------------------------------------------------------------------
 _C.SOLVER = CN()
+# Number of equal parts into which the batch of an iteration is split: the model runs on one after
+# another, and the optimizer steps once with the mean of their gradients. It divides the number of
+# images per process.
+_C.SOLVER.ACCUMULATE = 1
 _C.SOLVER.AMP = CN()
 # "auto" is float16 on CUDA and bfloat16 on a CPU.
 _C.SOLVER.AMP.DTYPE = "auto"

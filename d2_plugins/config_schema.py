@@ -382,6 +382,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": positive(),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": positive(),
+    "SOLVER.ACCUMULATE": whole(1, 65536),
     "SOLVER.AMP.DTYPE": one_of("auto", "float16", "bfloat16"),
     "SOLVER.EMA.DECAY": Rule("at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1),
     "TEST.EXPECTED_RESULTS": each(Rule("[task, metric, value, tolerance]", _is_expected_result)),
@@ -486,6 +487,12 @@ def _conflicts(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; allowed with "
             f"SOLVER.REFERENCE_WORLD_SIZE {reference}: its multiples"
+        )
+    elif reference and cfg.SOLVER.IMS_PER_BATCH // reference % cfg.SOLVER.ACCUMULATE:
+        yield (
+            f"SOLVER.ACCUMULATE is {cfg.SOLVER.ACCUMULATE}; allowed with SOLVER.IMS_PER_BATCH "
+            f"{cfg.SOLVER.IMS_PER_BATCH} and SOLVER.REFERENCE_WORLD_SIZE {reference}: divisors of "
+            f"{cfg.SOLVER.IMS_PER_BATCH // reference}, the number of images per process"
         )
 
 

@@ -67,7 +67,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:
 
     Args:
         cfg: config with ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``,
-            as detectron2's tool reads it. ``train.clip_norm`` is a key of this package.
+            as detectron2's tool reads it. ``train.clip_norm`` and
+            ``train.accumulate`` are keys of this package.
         resume: continue if ``train.output_dir`` has a checkpoint. The order of the data starts
             from the beginning.
 
@@ -81,6 +82,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:
         instantiate(cfg.dataloader.train),
         instantiate(cfg.optimizer),
         amp_dtype=_amp_dtype(cfg),
+        accumulate=cfg.train.get("accumulate", 1),
         clip_norm=cfg.train.get("clip_norm"),
     )
     checkpointer = PluginCheckpointer(model, cfg.train.output_dir, trainer=trainer)

@@ -1,7 +1,8 @@
-"""One training step: mixed precision on GPU and CPU, and clipping of the global gradient norm."""
+"""One training step: mixed precision, accumulated gradients, and clipping of the global norm."""
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 
 class StepTrainer(SimpleTrainer):
-    """detectron2's SimpleTrainer with autocast on CPU and GPU and a global gradient clip.
+    """detectron2's SimpleTrainer with autocast, accumulated gradients and a global gradient clip.
 
     Only float16 uses a gradient scaler; bfloat16 has the range of float32.
     """
@@ -65,6 +66,7 @@ class StepTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         amp_dtype: torch.dtype | None = None,
+        accumulate: int = 1,
         clip_norm: float | None = None,
         norm_type: float = 2.0,
     ) -> None:
@@ -75,12 +77,15 @@ class StepTrainer(SimpleTrainer):
             data_loader: endless source of batches.
             optimizer: optimizer of the parameters of ``model``.
             amp_dtype: precision of autocast; None trains in the precision of the parameters.
+            accumulate: number of equal parts into which a batch is split. The model runs on one
+                after another, and the optimizer steps once, with the mean of their gradients.
             clip_norm: upper limit of the norm of all gradients, which are scaled down to it; None
                 does not clip.
             norm_type: the p of that norm.
         """
         super().__init__(model, data_loader, optimizer)
         self.amp_dtype = amp_dtype
+        self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.norm_type = norm_type
         self.device_type = next(model.parameters()).device.type
@@ -89,23 +94,44 @@ class StepTrainer(SimpleTrainer):
         )
 
     def run_step(self) -> None:
-        """Run one forward pass, backward pass and optimizer step."""
+        """Run the forward and backward passes of one batch, and one optimizer step.
+
+        Raises:
+            ValueError: the batch cannot be split into ``accumulate`` equal parts.
+        """
         assert self.model.training, "the model was left in eval mode"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        with torch.autocast(
-            self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-        ):
-            loss_dict = self.model(data)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(loss_dict.values())).backward()
+        losses = self._backward(_split(data, self.accumulate))
         self.after_backward()
-        self._write_metrics(loss_dict, data_time)
+        self._write_metrics(losses, data_time)
         self._clip_gradients()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _backward(self, parts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        """Add up the gradients of the mean loss of ``parts``; return the mean of each loss."""
+        means: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with self._synchronized(number == len(parts)):
+                with torch.autocast(
+                    self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+                ):
+                    losses = self.model(part)
+                self.grad_scaler.scale(sum(losses.values()) / len(parts)).backward()
+            for name, loss in losses.items():
+                share = loss.detach() / len(parts)
+                means[name] = means[name] + share if name in means else share
+        return means
+
+    def _synchronized(self, enabled: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which DDP averages gradients over the processes, if ``enabled``."""
+        if enabled or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
 
     def _clip_gradients(self) -> None:
         if self.clip_norm is None:
@@ -129,3 +155,11 @@ class StepTrainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _split(batch: Sequence[dict[str, Any]], parts: int) -> list[Sequence[dict[str, Any]]]:
+    """Split a batch into ``parts`` equal ones, in its order."""
+    size, rest = divmod(len(batch), parts)
+    if rest or not size:
+        raise ValueError(f"a batch of {len(batch)} images cannot be split into {parts} equal parts")
+    return [batch[start : start + size] for start in range(0, len(batch), size)]

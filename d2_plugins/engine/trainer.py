@@ -44,12 +44,12 @@ _CLIP_FULL_MODEL = "full_model"
 class Trainer(DefaultTrainer):
     """Trainer with the interface of detectron2's DefaultTrainer.
 
-    It adds data-parallel training on CPUs, mixed precision on either device, clipping of the
-    gradient norm of the whole model (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an
-    average of the weights that is evaluated and saved instead of them (``SOLVER.EMA``), atomic
-    checkpoints and the best checkpoint by ``TEST.BEST_METRIC``. A run depends only on ``SEED`` and
-    the iteration: a resumed run ends with the weights of an uninterrupted one, bit for bit on a
-    CPU.
+    It adds data-parallel training on CPUs, mixed precision on either device, accumulated gradients
+    (``SOLVER.ACCUMULATE``), clipping of the gradient norm of the whole model
+    (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an average of the weights that is evaluated
+    and saved instead of them (``SOLVER.EMA``), atomic checkpoints and the best checkpoint by
+    ``TEST.BEST_METRIC``. A run depends only on ``SEED`` and the iteration: a resumed run ends with
+    the weights of an uninterrupted one, bit for bit on a CPU.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -57,10 +57,14 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: the whole config; it is scaled to the number of processes here.
+
+        Raises:
+            UsageError: values of ``cfg`` do not work together, or not with the number of processes.
         """
         # TrainerBase.__init__ instead of DefaultTrainer's, which builds DDP for GPUs only.
         super(DefaultTrainer, self).__init__()
         cfg = scale_to_world_size(cfg, comm.get_world_size())
+        _check_parts(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -71,6 +75,7 @@ class Trainer(DefaultTrainer):
             loader,
             optimizer,
             amp_dtype=amp_dtype(cfg),
+            accumulate=cfg.SOLVER.ACCUMULATE,
             clip_norm=clip.CLIP_VALUE if clip_full_model else None,
             norm_type=clip.NORM_TYPE,
         )
@@ -296,6 +301,16 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
             changes,
         )
     return scaled
+
+
+def _check_parts(cfg: CfgNode, world_size: int) -> None:
+    """Check that the batch of a process can be split into ``SOLVER.ACCUMULATE`` parts."""
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if batch % world_size == 0 and batch // world_size % parts:
+        raise UsageError(
+            f"SOLVER.ACCUMULATE is {parts}; allowed: divisors of {batch // world_size}, the number "
+            f"of images per process (SOLVER.IMS_PER_BATCH {batch} over {world_size} processes)"
+        )
 
 
 def _set_aside(path: str) -> None:
