@@ -41,6 +41,9 @@ Four GPUs:
 No GPU, and some config values changed (KEY VALUE pairs come last):
     $ d2-plugins train --config-file Demo/faster_rcnn.yaml --num-gpus 0 SOLVER.MAX_ITER 9
 
+Your own data in a folder (COCO JSON, VOC XML or YOLO), with a small config for a CPU:
+    $ d2-plugins train --data my_dataset OUTPUT_DIR output/own
+
 Your own data in COCO format; the class counts are set from it:
     $ d2-plugins train --config-file csp_cascade.yaml \\
         --train-json train.json --train-images train/ --val-json val.json --val-images val/
@@ -185,7 +188,12 @@ def train_parser() -> argparse.ArgumentParser:
     # detectron2's fixed port makes leftover processes visible. Ours die with their parent, so a
     # free port, which lets two runs share a machine, is the better default.
     parser.set_defaults(dist_url="auto")
-    data = parser.add_argument_group("your own data in COCO format")
+    data = parser.add_argument_group(
+        "your own data", "a folder, or files in COCO format; --config-file may be left out"
+    )
+    data.add_argument(
+        "--data", metavar="DIR", help="folder of a dataset: COCO JSON, VOC XML or YOLO"
+    )
     data.add_argument("--train-json", metavar="FILE", help="annotations to train on")
     data.add_argument("--train-images", metavar="DIR", help="folder of the training images")
     data.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
@@ -208,6 +216,8 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(args.opts) % 2:
         words = f"got an odd number of words: {args.opts}"
         parser.error(f"KEY VALUE pairs expected at the end, {words}")
+    if args.data and (args.train_json or args.val_json):
+        parser.error("--data excludes --train-json and --val-json")
     for split in ("train", "val"):
         if bool(getattr(args, f"{split}_json")) != bool(getattr(args, f"{split}_images")):
             parser.error(f"--{split}-json and --{split}-images go together")

@@ -127,7 +127,7 @@ def _convert(args: argparse.Namespace) -> int:
             for split in ("train", "val")
             if split in by_split
         ]
-        print(f"Train with: d2-plugins train --config-file CONFIG {' '.join(options)}")
+        print(f"Train with: d2-plugins train {' '.join(options)}")
     if "val" not in by_split:
         print("No validation set was made; --split 0.8 makes one.")
     return 0 if all(report.ok for report in reports) else 1

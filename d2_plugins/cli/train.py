@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import PluginCheckpointer
 from ..engine.launch import launch_as
+from ..engine.own_data import complete_args
 from ..engine.setup import build_cfg, setup
 from ..engine.trainer import Trainer
 from ..errors import UsageError, usage_errors
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
+    args = complete_args(args)
     cfg = build_cfg(args)
     launch_as(args, run, cfg, use_cpu=cfg.MODEL.DEVICE == "cpu")
     return 0

@@ -15,6 +15,7 @@ from ..data import missing_dataset_hint, register_custom
 from ..errors import UsageError, nearest, usage_errors
 from ..evaluation import check_test_config
 from ..model_zoo import find_config, read_config
+from .own_data import own_files
 from .train_step import amp_dtype
 
 __all__ = ["build_cfg", "check_datasets", "setup"]
@@ -33,6 +34,8 @@ def setup(args: argparse.Namespace, cfg: CfgNode) -> None:
         args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore only
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
+    if args.train_json and not args.eval_only and comm.is_main_process():
+        own_files(args).write(cfg.OUTPUT_DIR)
 
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:
@@ -111,7 +114,8 @@ def register_own_data(cfg: CfgNode, args: argparse.Namespace, *, check: bool = T
         )
     for report in data.reports:  # printed, because the loggers are set up later in each process
         print(report, flush=True)
-    cfg.DATASETS.TRAIN = data.train_names
+    if data.train_names or not args.eval_only:  # an evaluation keeps the names of its run
+        cfg.DATASETS.TRAIN = data.train_names
     cfg.DATASETS.TEST = data.test_names
     if not data.test_names:  # as in detectron2, a run without validation data is not evaluated
         cfg.TEST.BEST_METRIC = ""
@@ -134,7 +138,7 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
     names = (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
     if training and not cfg.DATASETS.TRAIN:
         raise UsageError(
-            "DATASETS.TRAIN is (); allowed: names of datasets, or the option --train-json"
+            "DATASETS.TRAIN is (); allowed: names of datasets, or the option --data or --train-json"
         )
     for name in names:
         if name not in DatasetCatalog.list():

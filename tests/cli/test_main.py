@@ -131,4 +131,6 @@ def test_tools_are_thin_and_executable() -> None:
 def test_a_tool_gives_its_command_the_arguments_and_returns_its_status(tmp_path: Path) -> None:
     result = python(str(REPO / "tools" / "prepare_datasets.py"), "check", "--json", "gone.json")
     assert result.returncode == 2
-    assert result.stderr == "error: check takes either a registered name, or --json and --images\n"
+    assert (
+        result.stderr == "error: check takes a registered name, a folder, or --json and --images\n"
+    )

@@ -74,6 +74,7 @@ def test_detectron2_arguments_and_opts_pass() -> None:
             ["--train-json", "a.json", "--train-images", "a", "--eval-only"],
             "needs --val-json",
         ),
+        (["--data", "a", "--val-json", "a.json", "--val-images", "a"], "--data excludes"),
         (["--train-json", "a.json"], "--train-json and --train-images go together"),
     ],
 )

@@ -54,6 +54,21 @@ def test_check_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "annotation 4: category 77" in out
 
 
+def test_check_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(shared_path("data/bccd"))]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert ": VOC XML with ImageSets/Main, 205 training and 87 validation images" in out[0]
+    assert sum(line.startswith("Pre-flight check of ") for line in out) == 2
+    (tmp_path / "a.xml").write_text("<annotation></annotation>")
+    json_file, _ = write_toy_coco(tmp_path)
+    for name, said in (
+        ("a.xml", "is VOC XML: convert it with: "),
+        (json_file.name, f"is a file: give --json {json_file} and --images DIR"),
+    ):
+        assert check.main([str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_convert_checks_and_says_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +80,7 @@ def test_convert_checks_and_says_what_to_do_next(
     assert lines[0].startswith(f"{train}: 2")
     assert f"Pre-flight check of {val}: no problems" in lines
     assert lines[-1] == (
-        f"Train with: d2-plugins train --config-file CONFIG --train-json {train} --train-images "
+        f"Train with: d2-plugins train --train-json {train} --train-images "
         f"{source} --val-json {val} --val-images {source}"
     )
     assert cli.main(arguments) == 2

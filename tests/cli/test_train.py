@@ -1,6 +1,7 @@
 """``d2-plugins train`` and tools/train_net.py: results, mistakes, killed and resumed runs."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
 from d2_plugins.cli.train import main
-from tests.support.helpers import REPO
+from tests.support.helpers import REPO, shared_path
 from tests.support.toy import TOY_OPTS, write_toy_coco
 
 CONFIG = ("--config-file", "Demo/Base-shapes.yaml", "--num-gpus", "0")
@@ -23,6 +25,27 @@ CONFIG = ("--config-file", "Demo/Base-shapes.yaml", "--num-gpus", "0")
 def train(folder: Path, data: list[Any], *opts: str) -> int:
     pairs = [*TOY_OPTS, *(str(word) for word in data), "SOLVER.MAX_ITER", "2"]
     return main([*CONFIG, *pairs, "OUTPUT_DIR", str(folder), *opts])
+
+
+def write_flat_yolo(folder: Path, coco: Path, number: int) -> list[str]:
+    """Write images of COCO with one text file each; return the class names."""
+    content = json.loads((coco / "instances_val2017.json").read_text())
+    labels = {category["id"]: k for k, category in enumerate(content["categories"])}
+    folder.mkdir()
+    for image in content["images"][:number]:
+        file = coco / "images" / image["file_name"]
+        (folder / file.name).symlink_to(file)
+        lines = []
+        for a in content["annotations"]:
+            if a["image_id"] == image["id"]:
+                x, y, w, h = a["bbox"]
+                size = image["width"], image["height"]
+                box = ((x + w / 2) / size[0], (y + h / 2) / size[1], w / size[0], h / size[1])
+                lines.append(" ".join(map(str, (labels[a["category_id"]], *box))))
+        (folder / file.name).with_suffix(".txt").write_text("\n".join(lines))
+    names = [category["name"] for category in content["categories"]]
+    (folder / "classes.txt").write_text("\n".join(names))
+    return names
 
 
 def test_report_is_written_after_training(toy_data: list[Any], tmp_path: Path) -> None:
@@ -48,6 +71,33 @@ def test_training_without_validation_data(
     assert "Evaluation results" not in log
     assert (tmp_path / "out" / "model_final.pth").exists()
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_a_folder_is_trained_on_and_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 YOLO files of COCO's val2017, without a validation set: trained, evaluated, resumed."""
+    names = write_flat_yolo(tmp_path / "data", shared_path("data/coco_small"), 20)
+    pairs = [*TOY_OPTS, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "SOLVER.MAX_ITER", "2"]
+    run = tmp_path / "run"
+    data = ["--data", str(tmp_path / "data")]
+    assert main([*CONFIG, *data, *pairs, "OUTPUT_DIR", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "data: YOLO text files, 15 training and 5 validation images (it has no" in out
+    assert json.loads((run / "classes.json").read_text())["names"] == names
+    again = ["--config-file", str(run / "config.yaml"), "--num-gpus", "0"]
+    other = ["OUTPUT_DIR", str(tmp_path / "other"), "MODEL.WEIGHTS", str(run / "model_final.pth")]
+    DatasetCatalog.clear()  # as in another process
+    assert main([*again, "--eval-only", *other]) == 0
+    assert "AP50" in capsys.readouterr().out
+    DatasetCatalog.clear()
+    assert main([*again, "--resume", "SOLVER.MAX_ITER", "3"]) == 0
+    assert "Resuming from iteration 2 of 3" in (run / "log.txt").read_text()
+    (run / "data" / "val.json").unlink()
+    assert main([*again, "--eval-only", *other]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {run}/data.json says that the data of this run are in {run}")
 
 
 @pytest.mark.usefixtures("catalogs")

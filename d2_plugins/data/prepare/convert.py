@@ -1,17 +1,19 @@
 """Conversion of VOC XML and YOLO datasets to COCO JSON, with a split where there is none."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
 from ...files import atomic_open
+from ..coco_json import Json
 from ..datasets.derived_coco import coco_content
 from .sources import LabelledImage, Source, read_voc, read_yolo
 from .split import stratified_split
 
-__all__ = ["FORMATS", "Converted", "convert"]
+__all__ = ["FORMATS", "Converted", "convert", "split_coco", "split_source", "write_splits"]
 
 FORMATS = {"voc": read_voc, "yolo": read_yolo}
 
@@ -66,14 +68,32 @@ def convert(
     if not source.is_dir():
         raise UsageError(f"there is no folder {source}")
     dataset = FORMATS[form or _recognize(source)](source)
-    splits = dataset.splits if split is None else _split(dataset, split, seed)
-    files = {name: output / f"{name}.json" for name in splits}
-    for name, file in files.items():
-        if not splits[name]:
+    if split is not None:
+        dataset = split_source(dataset, split, seed)
+    for name, images in dataset.splits.items():
+        file = output / f"{name}.json"
+        if not images:
             raise UsageError(f"{source} has no images for {file.name}")
         if file.exists():
             raise UsageError(f"{file} exists already: remove it, or choose another --output")
-    return [_write(file, source, dataset, splits[name]) for name, file in files.items()]
+    return list(write_splits(dataset, source, output).values())
+
+
+def write_splits(dataset: Source, source: Path, output: Path) -> dict[str, Converted]:
+    """Write one COCO JSON per split, instead of existing ones.
+
+    Args:
+        dataset: the dataset.
+        source: its folder, which the file names are relative to.
+        output: folder of the JSONs, each named after its split.
+
+    Returns:
+        The written files by split.
+    """
+    return {
+        name: _write(output / f"{name}.json", source, dataset, images)
+        for name, images in dataset.splits.items()
+    }
 
 
 def _recognize(source: Path) -> str:
@@ -84,15 +104,52 @@ def _recognize(source: Path) -> str:
     raise UsageError(f"{source} holds neither VOC's XML files nor YOLO's text files")
 
 
-def _split(dataset: Source, fraction: float, seed: int) -> dict[str, list[LabelledImage]]:
-    """Split all images again; one that is in several splits is used once."""
+def split_source(dataset: Source, fraction: float, seed: int) -> Source:
+    """Split all images of a dataset again into "train" and "val", stratified by class.
+
+    An image that is in several splits is used once.
+
+    Args:
+        dataset: the dataset.
+        fraction: fraction of the images in "train".
+        seed: seed of the split.
+    """
     unique = {image.file: image for images in dataset.splits.values() for image in images}
     images = [unique[file] for file in sorted(unique)]
     labels = [{entry["name"] for entry in image.objects} for image in images]
     parts = stratified_split(labels, fraction, seed)
+    splits = zip(("train", "val"), parts, strict=True)
+    return replace(dataset, splits={name: [images[i] for i in part] for name, part in splits})
+
+
+def split_coco(content: Json, fraction: float, seed: int) -> dict[str, Json]:
+    """Split the content of a COCO JSON by image into "train" and "val", stratified by class.
+
+    Args:
+        content: from :func:`~d2_plugins.data.coco_json.read_coco`.
+        fraction: fraction of the images in "train".
+        seed: seed of the split.
+
+    Returns:
+        The contents of two JSONs, with everything but images and annotations in both.
+    """
+    # repr makes keys of ids that are not valid, which the pre-flight check finds.
+    ids = [repr(image.get("id")) for image in content["images"]]
+    labels: dict[str, set[Hashable]] = {image_id: set() for image_id in ids}
+    for annotation in content["annotations"]:
+        category = repr(annotation.get("category_id"))
+        labels.setdefault(repr(annotation.get("image_id")), set()).add(category)
+    parts = stratified_split([labels[image_id] for image_id in ids], fraction, seed)
     return {
-        name: [images[i] for i in part] for name, part in zip(("train", "val"), parts, strict=True)
+        name: _select(content, part) for name, part in zip(("train", "val"), parts, strict=True)
     }
+
+
+def _select(content: Json, part: list[int]) -> Json:
+    images = [content["images"][index] for index in part]
+    ids = {repr(image.get("id")) for image in images}
+    annotations = [a for a in content["annotations"] if repr(a.get("image_id")) in ids]
+    return content | {"images": images, "annotations": annotations}
 
 
 def _write(file: Path, source: Path, dataset: Source, images: list[LabelledImage]) -> Converted:

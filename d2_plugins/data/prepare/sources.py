@@ -13,10 +13,20 @@ from ...errors import UsageError
 from ..datasets.voc import read_objects
 from ..images import read_header
 
-__all__ = ["LabelledImage", "Source", "read_voc", "read_yolo"]
+__all__ = ["SPLIT_NAMES", "LabelledImage", "Source", "has_yolo_names", "read_voc", "read_yolo"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 _SPLITS = ("train", "val", "test")
+
+# Words of folder and file names for the splits.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +62,9 @@ def read_voc(folder: Path) -> Source:
     """Read all VOC XML files below a folder.
 
     The image of an XML file is the one with the same name, next to it or elsewhere below
-    ``folder``. ``ImageSets/Main/{train,val,test}.txt`` define the splits, if they exist. The
-    classes are those of the objects, in alphabetical order.
+    ``folder``. ``ImageSets/Main/{train,val,test}.txt`` define the splits if they exist (or
+    ``trainval.txt``, instead of the first two), otherwise folders ``train``, ``valid`` and so on.
+    The classes are those of the objects, in alphabetical order.
 
     Args:
         folder: folder with the XML files and the images.
@@ -92,8 +103,11 @@ def _read_xml(file: Path, images: list[Path]) -> LabelledImage:
 
 def _voc_splits(folder: Path, found: dict[Path, LabelledImage]) -> dict[str, list[LabelledImage]]:
     lists = {split: sorted(folder.rglob(f"ImageSets/Main/{split}.txt")) for split in _SPLITS}
+    if not (lists["train"] or lists["val"]):
+        lists["train"] = sorted(folder.rglob("ImageSets/Main/trainval.txt"))
     if not any(lists.values()):
-        return {"annotations": list(found.values())}
+        parts = _splits_by_folder(folder, list(found))
+        return {split: [found[file] for file in files] for split, files in parts.items()}
     by_stem = {file.stem: image for file, image in found.items()}
     splits = {}
     for split, files in lists.items():
@@ -112,7 +126,8 @@ def read_yolo(folder: Path) -> Source:
     A YAML file with ``names`` (``data.yaml``) gives the classes and the splits; without one,
     ``classes.txt`` or ``obj.names`` gives the classes, one a line. The text file of an image has
     the same name, in a folder ``labels`` instead of ``images`` or next to the image; an image
-    without one has no objects.
+    without one has no objects. If the YAML file names no splits, folders ``train``, ``valid`` and
+    so on do.
 
     Args:
         folder: folder of the dataset.
@@ -126,9 +141,23 @@ def read_yolo(folder: Path) -> Source:
     files = {s: list(_split_images(folder, settings, s)) for s in _SPLITS if settings.get(s)}
     if "valid" in settings and "val" not in files:
         files["val"] = list(_split_images(folder, settings, "valid"))
-    files = files or {"annotations": _images(folder)}
+    files = files or _splits_by_folder(folder, _images(folder))
     splits = {split: [_read_labels(f, names) for f in images] for split, images in files.items()}
     return Source(class_names=names, splits=splits)
+
+
+def _splits_by_folder(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Sort files by a folder named after a split in their paths.
+
+    Returns:
+        Files by split; all of them as "annotations" unless each is in such a folder.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        names = [part.lower() for part in file.relative_to(folder).parent.parts]
+        found = {SPLIT_NAMES[name] for name in names if name in SPLIT_NAMES}
+        splits.setdefault(found.pop() if len(found) == 1 else "", []).append(file)
+    return {"annotations": files} if "" in splits or "train" not in splits else splits
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -146,6 +175,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     if len(found) > 1:
         raise UsageError(f"{folder} has several files with names: {', '.join(map(str, found))}")
     return next(iter(found.values()), {})
+
+
+def has_yolo_names(folder: Path) -> bool:
+    """Return True if a folder has class names in YOLO's format: a YAML file or a list."""
+    lists = (folder / "classes.txt", folder / "obj.names")
+    return any(path.is_file() for path in lists) or bool(_settings(folder))
 
 
 def _class_names(folder: Path, settings: dict[str, Any]) -> tuple[str, ...]:
