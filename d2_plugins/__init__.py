@@ -8,8 +8,15 @@ ROI_HEADS registries and changes nothing else: no default of detectron2, timm or
     >>> cfg.merge_from_file(model_zoo.get_config_file("csp_cascade.yaml"))
 """
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+if sys.argv[:1] == ["-m"] and ["-m", __name__] == sys.orig_argv[1:3]:  # python -m d2_plugins
+    from .startup import announce, hide_messages
+
+    announce(" ".join(sys.orig_argv[3:4]))
+    hide_messages()
 
 __version__ = "0.1.0"
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import nearest
+from ..startup import announce, hide_messages
 
 __all__ = ["COMMANDS", "main"]
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(_refusal(name), file=sys.stderr)
         return 2
+    announce(name)
+    hide_messages()
     sys.argv[0] = f"d2-plugins {name}"  # the program name in argparse's messages
     try:
         command = import_module(f"d2_plugins.cli.{name.replace('-', '_')}")

@@ -12,12 +12,15 @@ from detectron2.utils import comm
 
 from ..checkpoint import PluginCheckpointer
 from ..engine.launch import launch_as
+from ..engine.logs import quiet_screen
 from ..engine.own_data import complete_args
 from ..engine.setup import build_cfg, setup
 from ..engine.trainer import Trainer
 from ..errors import UsageError, usage_errors
 from ..report import record_session, write_report
+from ..startup import hide_messages
 from .parsers import exit_status, parse_train_args
+from .run_summary import describe_run, next_steps
 
 __all__ = ["main", "run"]
 
@@ -49,25 +52,45 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     Returns:
         The results of the last evaluation; None in all processes but the main one.
     """
+    hide_messages()
     setup(args, cfg)
     if not args.eval_only:
-        with usage_errors():
-            trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        with quiet_screen():
+            with usage_errors():
+                trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            if comm.is_main_process():
+                _log_summary(args, trainer)
         with record_session(cfg, args.config_file, resume=args.resume), _without_tracebacks():
             results = trainer.train()
         if cfg.TEST.REPORT and comm.is_main_process():
-            _write_report(cfg, results)
+            with quiet_screen("detectron2", "d2_plugins"):
+                _write_report(cfg, results)
+        if comm.is_main_process():
+            with quiet_screen():
+                logger.info(next_steps(args, cfg))
         return results
-    with usage_errors():
-        model = Trainer.build_model(cfg).eval()  # makes the checkpointer ask for every weight
-    checkpointer = PluginCheckpointer(
-        model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
-    )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    return _evaluate(args, cfg)
+
+
+def _log_summary(args: argparse.Namespace, trainer: Trainer) -> None:
+    model, loader = trainer.model, trainer.data_loader
+    logger.info(describe_run(args, trainer.cfg, model, loader=loader, start=trainer.start_iter))
+
+
+def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+    with quiet_screen():
+        with usage_errors():
+            model = Trainer.build_model(cfg).eval()  # makes the checkpointer ask for every weight
+        checkpointer = PluginCheckpointer(
+            model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.WEIGHTS_ALLOW_MISSING
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        if comm.is_main_process():
+            logger.info(describe_run(args, cfg, model))
     if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
         logger.warning("MODEL.WEIGHTS is empty: random weights are evaluated")
-    results = Trainer.evaluate(cfg, model)
+    results: dict[str, Any] = Trainer.evaluate(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

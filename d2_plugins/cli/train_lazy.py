@@ -5,14 +5,14 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from ..checkpoint import PluginCheckpointer
 from ..engine.launch import launch_as
 from ..engine.lazy import evaluate, load_lazy_config, train
+from ..engine.logs import quiet_screen, setup_loggers
 from ..model_zoo import find_config
+from ..startup import hide_messages
 from .parsers import check_launch, exit_status
 
 __all__ = ["main"]
@@ -53,8 +53,10 @@ def _cfg_of(args: argparse.Namespace) -> DictConfig:
 def _run(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = _cfg_of(args)
     args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2_plugins")
+    hide_messages()
+    setup_loggers(cfg.train.output_dir)
+    with quiet_screen():
+        default_setup(cfg, args)
     if not args.eval_only:
         return train(cfg, resume=args.resume)
     model = instantiate(cfg.model).to(cfg.train.device).eval()

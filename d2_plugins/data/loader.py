@@ -57,6 +57,9 @@ class TrainLoader:
 
     Iterating yields batches, which are lists of mapped samples. :meth:`seek` sets the iteration
     at which the next iterator starts.
+
+    Attributes:
+        num_images: number of images in the dataset.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class TrainLoader:
         self._is_wide = (
             [item["width"] > item["height"] for item in dataset] if aspect_ratio_grouping else None
         )
+        self.num_images = len(dataset)
         self.make_sampler = make_sampler
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -9,12 +9,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..data import missing_dataset_hint, register_custom
 from ..errors import UsageError, nearest, usage_errors
 from ..evaluation import check_test_config
 from ..model_zoo import find_config, read_config
+from .logs import quiet_screen, setup_loggers
 from .own_data import own_files
 from .train_step import amp_dtype
 
@@ -24,6 +24,8 @@ __all__ = ["build_cfg", "check_datasets", "setup"]
 def setup(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Set up this process of a run: datasets, loggers, seed and output folder.
 
+    The environment and the whole config are written to ``log.txt`` only.
+
     Args:
         args: the parsed command line of a training.
         cfg: config from :func:`build_cfg`; frozen here.
@@ -32,8 +34,9 @@ def setup(args: argparse.Namespace, cfg: CfgNode) -> None:
     _register_in_worker(args, cfg)
     if args.config_file:  # default_setup logs the content of the file
         args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
-    default_setup(cfg, args)  # sets up the loggers of detectron2 and fvcore only
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_plugins")
+    setup_loggers(cfg.OUTPUT_DIR)
+    with quiet_screen():
+        default_setup(cfg, args)
     if args.train_json and not args.eval_only and comm.is_main_process():
         own_files(args).write(cfg.OUTPUT_DIR)
 

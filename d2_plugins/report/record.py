@@ -17,7 +17,7 @@ from detectron2.utils import comm
 
 from ..files import atomic_write_json
 
-__all__ = ["FILE_NAME", "read_sessions", "record_session"]
+__all__ = ["FILE_NAME", "device_name", "read_sessions", "record_session"]
 
 FILE_NAME = "run.json"
 
@@ -55,13 +55,14 @@ def _session(cfg: CfgNode, config_file: str) -> dict[str, Any]:
         "config_file": config_file,
         "weights": cfg.MODEL.WEIGHTS,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": _device_name(cfg.MODEL.DEVICE),
+        "device": device_name(cfg.MODEL.DEVICE),
         "processes": comm.get_world_size(),
         "torch": torch.__version__,
     }
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """Return the name of the GPU, or the number of CPU threads, of a ``MODEL.DEVICE``."""
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()

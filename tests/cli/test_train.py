@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
+from d2_plugins.cli import predict
 from d2_plugins.cli.train import main
 from tests.support.helpers import REPO, shared_path
 from tests.support.toy import TOY_OPTS, write_toy_coco
@@ -46,6 +48,33 @@ def write_flat_yolo(folder: Path, coco: Path, number: int) -> list[str]:
     names = [category["name"] for category in content["categories"]]
     (folder / "classes.txt").write_text("\n".join(names))
     return names
+
+
+def check_screen_and_log(screen: str, log: str) -> None:
+    """The screen has a summary of the start; everything is in the log, once and without colours."""
+    start = screen[: screen.index("Starting training from iteration 0")].splitlines()
+    assert len(start) < 30
+    for pattern in (
+        r"config       Demo/Base-shapes\.yaml, MODEL\.CSPNET\.ARCH cspresnext50 .* \.\.\.",
+        r"train on     custom_train: 15 images",
+        r"evaluate on  custom_val: 5 images",
+        r"classes      80: person, bicycle, .* \.\.\.",
+        r"model        CSPResNeXt-50, 0\.125 of the width and FPN; RPN; .*0\.\d million parameters",
+        r"iterations   0 to 2, 2 images each \(0\.3 times all images\); learning rate 0\.02",
+        r"to continue  d2-plugins train --config-file \S+/run/config\.yaml --resume",
+    ):
+        assert [line for line in start if re.fullmatch(f"  {pattern}", line)], (pattern, start)
+    long = (
+        "Environment info:",
+        "Contents of args.config_file",
+        "Running with full config",
+        "Model:",
+    )
+    for text in long:
+        assert text not in screen
+        assert log.count(f": {text}") == 1
+    assert "Training:" in log
+    assert "\x1b" not in log
 
 
 def test_report_is_written_after_training(toy_data: list[Any], tmp_path: Path) -> None:
@@ -86,6 +115,11 @@ def test_a_folder_is_trained_on_and_found_again(
     out = capsys.readouterr().out
     assert "data: YOLO text files, 15 training and 5 validation images (it has no" in out
     assert json.loads((run / "classes.json").read_text())["names"] == names
+    check_screen_and_log(out, (run / "log.txt").read_text())
+    (detect,) = re.findall(r"^  detect +d2-plugins predict (.*)$", out, re.MULTILINE)
+    assert predict.main(shlex.split(detect)) == 0
+    (picture,) = (run / "detected").iterdir()
+    assert picture.name in {path.name for path in (tmp_path / "data").iterdir()}
     again = ["--config-file", str(run / "config.yaml"), "--num-gpus", "0"]
     other = ["OUTPUT_DIR", str(tmp_path / "other"), "MODEL.WEIGHTS", str(run / "model_final.pth")]
     DatasetCatalog.clear()  # as in another process
@@ -261,7 +295,7 @@ def test_two_processes_train_and_resume_and_one_evaluates(tmp_path: Path) -> Non
     trained = start(command(tmp_path, "--num-gpus", "2", opts=opts))
     output, _ = trained.communicate(timeout=200)
     assert trained.returncode == 0, output
-    assert "world size: 2" in output.lower()
+    assert re.search(r"^  device +CPU, \d+ threads?, 2 processes$", output, re.MULTILINE)
     more = ("SOLVER.MAX_ITER", "5")
     resumed = start(command(tmp_path, "--num-gpus", "2", "--resume", opts=more))
     output, _ = resumed.communicate(timeout=200)
