@@ -10,6 +10,7 @@ given, which backbones with TensorFlow's 'same' padding (timm's tf_*) need:
     outputs  boxes (D, 4) XYXY in pixels of the image, scores (D,), classes (D,), with a mask head
              masks (D, 1, M, M): probabilities over each box
 
+The norms of the model are folded into its convolutions, unless TEST.INFERENCE_FORM is False.
 TorchScript and torch.export run on the device that they are written on (MODEL.DEVICE). The names
 and category ids of the classes are stored in each file, see d2_plugins.export.load_classes.
 
@@ -28,6 +29,7 @@ from ..data.classes import find_classes
 from ..data.images import load_photo
 from ..errors import UsageError, usage_errors
 from ..export import ExportableDetector, check_paths, check_sizes, export_and_check
+from ..modeling import inference_form
 from .parsers import config_from, config_parser, exit_status, output_file
 
 __all__ = ["main"]
@@ -95,7 +97,9 @@ def _run(args: argparse.Namespace) -> int:
         check_paths(args.output)
         images = [load_photo(cfg, path)[0] for path in args.input]
         model, checkpoint = load_with_rest(cfg)
-        detector = ExportableDetector(model)
+        # The layout in memory is up to the runtime.
+        form = inference_form(model, channels_last=False) if cfg.TEST.INFERENCE_FORM else model
+        detector = ExportableDetector(form)
         check_sizes(detector, images, args.output, fixed_size=args.fixed_size)
     print(f"pad images to multiples of {detector.divisor}, at least {detector.least_side} pixels")
     same = export_and_check(

@@ -1,6 +1,7 @@
 """All components. Importing this package registers them with detectron2."""
 
 from .backbone import CSPNet
+from .inference import inference_form
 from .proposal_generator import CascadeRPN, CascadeRPNStage
 from .roi_heads import (
     CascadeDoubleHeadROIHeads,
@@ -19,4 +20,5 @@ __all__ = [
     "InvertedAttention",
     "PluginCascadeROIHeads",
     "PluginROIHeads",
+    "inference_form",
 ]

@@ -23,6 +23,7 @@ from ..data.classes import Classes, find_classes
 from ..data.images import read_photo
 from ..errors import UsageError
 from ..model_zoo import read_config
+from ..modeling import inference_form
 from .detections import Detections
 from .video import VideoSource
 
@@ -37,7 +38,8 @@ Photo: TypeAlias = str | Path | np.ndarray | Image.Image
 class Detector(DefaultPredictor):
     """A trained detector, with every weight checked and the names of its classes.
 
-    Calling it with a BGR array gives what detectron2's DefaultPredictor gives.
+    Calling it with a BGR array gives what detectron2's DefaultPredictor gives, up to the rounding
+    of the model's inference form (``TEST.INFERENCE_FORM``).
 
     Attributes:
         cfg: config of the model.
@@ -85,7 +87,8 @@ class Detector(DefaultPredictor):
             raise UsageError(f"INPUT.FORMAT is '{self.input_format}'; allowed: BGR, RGB")
         self.cfg = cfg
         self.aug = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        self.model, checkpoint = load_with_rest(cfg)
+        model, checkpoint = load_with_rest(cfg)
+        self.model = inference_form(model) if cfg.TEST.INFERENCE_FORM else model
         found = classes or find_classes(cfg, checkpoint)
         if found is None:
             logger.warning(

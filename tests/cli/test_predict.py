@@ -18,6 +18,7 @@ from pycocotools import mask as mask_util
 
 from d2_plugins.cli.predict import main
 from d2_plugins.errors import UsageError
+from d2_plugins.modeling import inference_form
 from d2_plugins.visualization.detect_images import find_images
 from d2_plugins.visualization.detections import Detections
 from tests.support.toy import lively_model, toy_cfg, write_toy_coco
@@ -57,6 +58,7 @@ def detect(folder: Path, images: list[np.ndarray], image_format: str = "RGB") ->
     cfg.MODEL.WEIGHTS = str(folder / "model.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
     predictor = DefaultPredictor(cfg)
+    predictor.model = inference_form(predictor.model)
     return [predictor(image)["instances"] for image in images]
 
 

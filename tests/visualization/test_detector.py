@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -87,7 +88,8 @@ def test_classes_are_kept_with_the_run(run: Path) -> None:
 
 
 def test_three_lines(run: Path, tmp_path: Path) -> None:
-    detections = Detector(run, confidence=0.0).predict(photos(run)[0])
+    detector = Detector(run, confidence=0.0)
+    detections = detector.predict(photos(run)[0])
     detections.draw().save(tmp_path / "drawn.png")
     rows = detections.to_coco(image_id=5)
 
@@ -95,7 +97,7 @@ def test_three_lines(run: Path, tmp_path: Path) -> None:
     cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     expected = DefaultPredictor(cfg)(cv2.imread(str(photos(run)[0])))["instances"]
-    assert_same(detections.instances, expected)
+    assert_same(detections.instances, expected, tolerance=1e-4)
     assert len(rows) == len(detections) == len(expected)
     for row, k, score in zip(rows, expected.pred_classes.tolist(), expected.scores, strict=True):
         assert row["category_id"] == (4, 9)[k]
@@ -105,6 +107,17 @@ def test_three_lines(run: Path, tmp_path: Path) -> None:
     assert set(detections.classes) == {"bright", "dark"}
     assert detections.boxes.shape == (len(rows), 4)
     assert Image.open(tmp_path / "drawn.png").size == Image.open(photos(run)[0]).size
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_inference_form_is_a_choice(run: Path, folded: bool) -> None:
+    cfg = own_cfg(run)
+    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    assert cfg.TEST.INFERENCE_FORM
+    cfg.TEST.INFERENCE_FORM = folded
+    model = Detector(cfg).model
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d | FrozenBatchNorm2d)]
+    assert (not norms) == folded
 
 
 def test_every_kind_of_photo_and_batches(run: Path) -> None:

@@ -51,7 +51,9 @@ class WideningBlock(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, in_channels, P, P) to (R, out_channels, P, P)."""
-        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x))
+        out = self.conv2(self.conv1(x))
+        out += self.shortcut(x)
+        return F.relu_(out)
 
 
 class NonLocalUnit(nn.Module):
@@ -101,7 +103,9 @@ class NonLocalUnit(nn.Module):
         affinity = (theta / theta.shape[-1]).transpose(2, 3) @ phi  # (R, groups, P*P, P*P)
         y = g @ affinity.transpose(2, 3)
         y = y.flatten(1, 2).unflatten(2, x.shape[2:])
-        return F.relu(self.out(y) + x)
+        out = self.out(y)
+        out += x
+        return F.relu_(out)
 
 
 class ConvHead(nn.Sequential):

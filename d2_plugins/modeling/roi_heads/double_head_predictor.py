@@ -237,6 +237,13 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
         foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
         return foreground.nonzero(as_tuple=True)[0]
 
+    def drop_unused_layers(self) -> None:
+        """Remove the layers that inference does not read; there are no losses afterwards."""
+        if self.fusion == "fc":
+            self.cls_score_conv = None
+        if self.box_fusion == "conv" and not self.is_selective:
+            self.bbox_pred_fc = None
+
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
         """detectron2's losses for each head, times the head's weights.
 
