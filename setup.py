@@ -41,6 +41,7 @@ setup(
     entry_points={"console_scripts": ["d2-plugins = d2_plugins_command:main"]},
     package_data={
         "d2_plugins": ["py.typed"],
+        "d2_plugins.hub": ["*.jinja"],
         "d2_plugins.report": ["*.jinja"],
         "d2_plugins.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
     },

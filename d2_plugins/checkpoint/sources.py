@@ -1,4 +1,4 @@
-"""Published weights by name: ``timm://...`` and ``torchvision://...`` as local files.
+"""Published weights by name: ``timm://``, ``torchvision://`` and ``hf://`` as local files.
 
 Files are downloaded once into the caches of huggingface_hub and torch.hub, whose environment
 variables (``HF_HOME``, ``HF_HUB_OFFLINE``, ``TORCH_HOME``, ...) are respected. Where an installed
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import nearest
 from ..modeling.backbone.pixel_statistics import IMAGENET_STATISTICS, PixelStatistics
+from .hub_files import HUB_PREFIX, WEIGHTS_FILE, HubName, download
 
 __all__ = ["Source", "find_packaged", "find_source", "rename_by_position"]
 
@@ -57,7 +58,9 @@ def find_source(name: str) -> Source:
         name: ``timm://cspresnext50.ra_in1k`` (any of ``timm.list_pretrained()``; without a tag,
             timm's default one; an installed package that carries them is asked before the hub),
             ``torchvision://resnet50`` (its best weights) or
-            ``torchvision://ResNet50_Weights.IMAGENET1K_V1``, or anything else, which is passed on.
+            ``torchvision://ResNet50_Weights.IMAGENET1K_V1``, ``hf://OWNER/NAME`` (a detector on the
+            Hugging Face Hub, see :class:`~.hub_files.HubName`), or anything else, which is passed
+            on.
 
     Raises:
         ValueError: there are no such weights; the message names the nearest.
@@ -68,6 +71,9 @@ def find_source(name: str) -> Source:
         return _find_timm(name.removeprefix(_TIMM))
     if name.startswith(_TORCHVISION):
         return _find_torchvision(name.removeprefix(_TORCHVISION))
+    if name.startswith(HUB_PREFIX):
+        hub = HubName.parse(name)
+        return Source(download(hub.repository, hub.file or WEIGHTS_FILE, hub.revision))
     url = urlparse(name)  # a file's name may have a query, which detectron2 reads
     if url.path and not url.scheme and not os.path.isfile(url.path):
         raise FileNotFoundError(f"there is no file '{url.path}'")
@@ -91,22 +97,8 @@ def _find_timm(name: str) -> Source:
     if packaged is not None:
         return Source(packaged, pixels, packaged_arch=arch)
     if cfg.hf_hub_id:
-        return Source(_from_hub(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"), pixels)
+        return Source(download(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors"), pixels)
     return Source(_from_url(cfg.url), pixels)
-
-
-def _from_hub(repository: str, filename: str) -> str:
-    from huggingface_hub import constants, hf_hub_download
-
-    try:
-        return str(hf_hub_download(repository, filename))
-    except Exception as error:  # many kinds: no network, offline mode, a proxy's answer
-        raise OSError(
-            f"'{filename}' of huggingface.co/{repository} is not in the cache "
-            f"({constants.HF_HUB_CACHE}) and cannot be downloaded: {error}\nFetch it on a machine "
-            f"with access, from https://huggingface.co/{repository}/blob/main/{filename}, and set "
-            "MODEL.WEIGHTS to that local file (any folder, same extension)."
-        ) from error
 
 
 def _find_torchvision(name: str) -> Source:

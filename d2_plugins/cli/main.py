@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "check a COCO dataset before training",
     "analyze": "parameters, FLOPs, activations and latency of a detector, by part",
     "export": "write a detector as TorchScript, torch.export or ONNX, and compare its results",
+    "push": "publish a detector on the Hugging Face Hub, with a model card",
     "benchmark": "time the components against alternatives",
     "visualize-data": "draw a dataset's annotations or augmented training samples",
     "visualize-proposals": "draw the stages of Cascade RPN on a photo",

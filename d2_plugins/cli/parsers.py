@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from matplotlib.figure import Figure
 
+from ..checkpoint.hub_files import HUB_PREFIX, download_config
 from ..engine.allocator import keep_freed_memory
 from ..errors import UsageError
 from ..files import atomic_open
@@ -170,10 +171,15 @@ def save_figure(figure: Figure, path: Path, *, dpi: float | None = None) -> None
 def config_from(args: argparse.Namespace) -> CfgNode:
     """Return the config of a command line, on the CPU if there is no GPU.
 
+    ``--config-file hf://OWNER/NAME`` is the config of that repository, with its weights.
+
     Raises:
         UsageError: see :func:`~d2_plugins.model_zoo.read_config`.
     """
-    cfg = read_config(args.config_file, args.opts)
+    file, opts = args.config_file, args.opts
+    if file and file.startswith(HUB_PREFIX):
+        file, opts = download_config(file), ["MODEL.WEIGHTS", file, *opts]
+    cfg = read_config(file, opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":

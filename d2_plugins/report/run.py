@@ -50,6 +50,26 @@ class Run:
         """The datasets that the run is evaluated on."""
         return tuple(self.cfg.DATASETS.TEST) if self.cfg is not None else ()
 
+    def results_of(self, checkpoint: str) -> dict[str, Results]:
+        """Return the results of a checkpoint, by dataset; empty if it was not evaluated.
+
+        Args:
+            checkpoint: file name, for example "model_best.pth" or "model_0000999.pth".
+        """
+        if checkpoint == "model_final.pth":
+            return self.results
+        if checkpoint == "model_best.pth":
+            metric = self.cfg.TEST.BEST_METRIC if self.cfg is not None else ""
+            evaluated = zip(*self.series(metric), strict=True)
+            values = [(value, -iteration) for iteration, value in evaluated if value == value]
+            iteration = -max(values)[1] if values else None
+        else:
+            number = re.fullmatch(r"model_(\d+)\.pth", checkpoint)
+            iteration = int(number[1]) if number else None
+        rows = [row for row in self.metrics if row["iteration"] == iteration]
+        found = _by_dataset(_last_evaluation(rows, self.dataset_names), self.dataset_names)
+        return {name: tasks for name, tasks in found.items() if tasks}
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Return iterations and values of a metric; empty if it was never written."""
         rows = [row for row in self.metrics if isinstance(row.get(key), int | float)]

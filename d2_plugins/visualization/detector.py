@@ -19,6 +19,7 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 from ..checkpoint.checkpointer import load_with_rest
+from ..checkpoint.hub_files import HUB_PREFIX, download_run
 from ..data.classes import Classes, find_classes
 from ..data.images import read_photo
 from ..errors import UsageError
@@ -61,9 +62,10 @@ class Detector(DefaultPredictor):
         datasets.
 
         Args:
-            source: output folder of a run, a checkpoint next to its ``config.yaml``, or a config
-                with ``MODEL.WEIGHTS``. Of a folder, the weights are ``model_best.pth``, or else
-                ``model_final.pth``, or else the last checkpoint.
+            source: output folder of a run, a checkpoint next to its ``config.yaml``, a repository
+                of the Hugging Face Hub (``"hf://OWNER/NAME"``, see ``d2-plugins push``), or a
+                config with ``MODEL.WEIGHTS``. Of a folder, the weights are ``model_best.pth``,
+                or else ``model_final.pth``, or else the last checkpoint.
             confidence: lowest score of the objects to return, in 0..1.
             device: "cpu" or "cuda"; by default a GPU is used where there is one, unless a config
                 says "cpu".
@@ -180,13 +182,14 @@ def run_config(source: str | Path) -> CfgNode:
     """Return the config of a run or of a checkpoint, with ``MODEL.WEIGHTS`` set.
 
     Args:
-        source: output folder of a run; a checkpoint next to its ``config.yaml``; or a config file
-            or a name of the model zoo. A GPU is used where there is one.
+        source: output folder of a run; a checkpoint next to its ``config.yaml``; a repository
+            ``hf://OWNER/NAME``; or a config file or a name of the model zoo. A GPU is used where
+            there is one.
 
     Raises:
         UsageError: there is no such file or folder, or no config or weights in it.
     """
-    path = Path(source)
+    path = download_run(str(source)) if str(source).startswith(HUB_PREFIX) else Path(source)
     if not path.exists() or path.suffix in (".yaml", ".yml"):
         return read_config(str(source))
     folder = path if path.is_dir() else path.parent

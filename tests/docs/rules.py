@@ -119,6 +119,7 @@ NOT_RUN: dict[str, str] = {
     r"d2-plugins prepare (penn_fudan|bccd)": _WHOLE,
     r"d2-plugins check penn_fudan_train": _WHOLE,
     r"d2-plugins predict .*--track": "tests/visualization/test_tracking.py tracks",
+    r"d2-plugins push (?!.*--output)": "uploads; tests/hub/test_push.py has a server",
     r"d2-plugins benchmark gpu-check": "needs a GPU; tests/cuda/test_gpu_check.py simulates one",
 }
 
