@@ -96,7 +96,7 @@ def serve_hub() -> Iterator[Hub]:
             etag = f'"{hashlib.sha1(body).hexdigest()}"'
             self.answer(body, ETag=etag, X_Repo_Commit=COMMIT)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
