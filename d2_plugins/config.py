@@ -46,9 +46,10 @@ _C.MODEL.CSPNET.GRADIENT_CHECKPOINTING = False
 # Attention in the blocks of a CSPNet or of an attention ResNet.
 # ---------------------------------------------------------------------------------------------
 _C.MODEL.ATTENTION = CN()
-# "" (none), "eca", "cbam" or "se".
+# "" (none), "eca", "cbam", "se" or "local" (CSPNet only, at the position "cross").
 _C.MODEL.ATTENTION.NAME = ""
-# Place in a CSPNet: block_mid, block_out, branch, concat or stage_out. A ResNet has block_out only.
+# Place in a CSPNet: block_mid, block_out, branch, concat or stage_out, or cross for "local". A
+# ResNet has block_out only.
 _C.MODEL.ATTENTION.POSITION = "block_out"
 # On or off for res2 to res5; a DarkNet also takes five entries, for res1 to res5.
 _C.MODEL.ATTENTION.STAGES = [True, True, True, True]
@@ -56,6 +57,10 @@ _C.MODEL.ATTENTION.STAGES = [True, True, True, True]
 _C.MODEL.ATTENTION.REDUCTION = 16
 # ECA's kernel sizes (odd), one per entry of STAGES; [] takes the formula of the paper.
 _C.MODEL.ATTENTION.KERNEL_SIZES = []
+# Rows and columns around a cell that it attends to in local attention: an odd number.
+_C.MODEL.ATTENTION.WINDOW = 7
+# Number of heads of local attention.
+_C.MODEL.ATTENTION.HEADS = 8
 # Exclude the padding of each image of a batch from global pooling.
 _C.MODEL.ATTENTION.IGNORE_PADDING = True
 # Also add attention to every output of the FPN.

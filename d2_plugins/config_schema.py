@@ -196,11 +196,15 @@ RULES: dict[str, Rule] = {
     "MODEL.CSPNET.DEPTH_MULTIPLIER": positive(64),
     "MODEL.CSPNET.OUT_FEATURES": each(_TEXT, least=1),
     "MODEL.CSPNET.LEAKY_SLOPE": real(0, 1),
-    "MODEL.ATTENTION.NAME": one_of("", "eca", "cbam", "se"),
-    "MODEL.ATTENTION.POSITION": one_of("block_mid", "block_out", "branch", "concat", "stage_out"),
+    "MODEL.ATTENTION.NAME": one_of("", "eca", "cbam", "se", "local"),
+    "MODEL.ATTENTION.POSITION": one_of(
+        "block_mid", "block_out", "branch", "concat", "stage_out", "cross"
+    ),
     "MODEL.ATTENTION.STAGES": each(_FLAG, 4, 5),
     "MODEL.ATTENTION.REDUCTION": _WIDTH,
     "MODEL.ATTENTION.KERNEL_SIZES": each(_ODD),
+    "MODEL.ATTENTION.WINDOW": one_of(*range(3, 32, 2)),
+    "MODEL.ATTENTION.HEADS": _WIDTH,
     "MODEL.TIMM.OUT_INDICES": each(whole(-100, 100)),
     "MODEL.TIMM.NORM": one_of("FrozenBN", "BN", "SyncBN"),
     "MODEL.PROPOSAL_GENERATOR.NAME": _registry(

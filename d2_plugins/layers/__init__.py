@@ -2,5 +2,15 @@
 
 from .adaptive_conv import AdaptiveConv2d, adaptive_conv2d
 from .attention import CBAM, ECA, SE, build_attention
+from .local_attention import LocalAttention, local_attention
 
-__all__ = ["CBAM", "ECA", "SE", "AdaptiveConv2d", "adaptive_conv2d", "build_attention"]
+__all__ = [
+    "CBAM",
+    "ECA",
+    "SE",
+    "AdaptiveConv2d",
+    "LocalAttention",
+    "adaptive_conv2d",
+    "build_attention",
+    "local_attention",
+]

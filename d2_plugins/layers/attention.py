@@ -1,4 +1,4 @@
-"""Channel and spatial attention as published: CBAM, ECA and SE.
+"""Channel and spatial attention as published: CBAM, ECA and SE; and attention by name.
 
 Each module maps (N, C, H, W) to the same shape by multiplying with gates in (0, 1), and is meant to
 stand after the last norm of a residual block and before the shortcut is added.
@@ -21,10 +21,12 @@ Shape shorthand:
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .local_attention import LocalAttentionShortcut
 from .padding import masked_max, masked_mean
 
 __all__ = [
@@ -199,10 +201,21 @@ class CBAM(nn.Module):
         return self.spatial_gate(self.channel_gate(x, valid), valid)
 
 
-_BUILDERS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
-    "eca": lambda channels, reduction, kernel_size: ECA(channels, kernel_size=kernel_size),
-    "cbam": lambda channels, reduction, kernel_size: CBAM(channels, reduction=reduction),
-    "se": lambda channels, reduction, kernel_size: SE(channels, reduction=reduction),
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    reduction: int
+    kernel_size: int | None
+    window: int
+    heads: int
+
+
+_BUILDERS: dict[str, Callable[[int, _Options], nn.Module]] = {
+    "eca": lambda channels, options: ECA(channels, kernel_size=options.kernel_size),
+    "cbam": lambda channels, options: CBAM(channels, reduction=options.reduction),
+    "se": lambda channels, options: SE(channels, reduction=options.reduction),
+    "local": lambda channels, options: LocalAttentionShortcut(
+        channels, window=options.window, heads=options.heads
+    ),
 }
 
 ATTENTION_NAMES: tuple[str, ...] = tuple(_BUILDERS)
@@ -210,20 +223,30 @@ ATTENTION_NAMES: tuple[str, ...] = tuple(_BUILDERS)
 
 
 def build_attention(
-    name: str, channels: int, *, reduction: int = 16, kernel_size: int | None = None
+    name: str,
+    channels: int,
+    *,
+    reduction: int = 16,
+    kernel_size: int | None = None,
+    window: int = 7,
+    heads: int = 8,
 ) -> nn.Module:
     """Build an attention module by name; ``forward(x, valid=None)`` keeps the shape of ``x``.
 
     Args:
-        name: "eca", "cbam" or "se".
+        name: "eca", "cbam", "se" or "local"
+            (:class:`~d2_plugins.layers.local_attention.LocalAttentionShortcut`, which replaces
+            ``x`` where the others multiply it with a gate).
         channels: number of channels C of its input.
-        reduction: reduction r of CBAM and SE; ECA does not use it.
-        kernel_size: odd kernel size k of ECA; None uses the paper's formula. CBAM and SE do not
-            use it.
+        reduction: reduction r of CBAM and SE.
+        kernel_size: odd kernel size k of ECA; None uses the paper's formula.
+        window: odd window k of local attention.
+        heads: number of heads of local attention.
 
     Raises:
         ValueError: the name is unknown or an option is not allowed; the message says what is.
     """
     if name not in _BUILDERS:
         raise ValueError(f"attention is '{name}'; allowed: {', '.join(ATTENTION_NAMES)}")
-    return _BUILDERS[name](channels, reduction, kernel_size)
+    options = _Options(reduction=reduction, kernel_size=kernel_size, window=window, heads=heads)
+    return _BUILDERS[name](channels, options)

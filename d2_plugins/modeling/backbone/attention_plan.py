@@ -13,15 +13,19 @@ from torch import nn
 
 from ...layers import build_attention
 
-__all__ = ["POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention"]
+__all__ = ["GATE_POSITIONS", "POSITIONS", "AttentionPlan", "StageAttention", "freeze_but_attention"]
 
-# Positions A to E:
+# Positions:
 # - block_mid: inside a block, before its last convolution;
 # - block_out: on a block's output, before the shortcut is added (the place in CBAM and ECA-Net);
 # - branch: on the half of a cross stage that runs through the blocks;
 # - concat: on both halves, before they are fused;
 # - stage_out: on the output of the stage.
-POSITIONS = ("block_mid", "block_out", "branch", "concat", "stage_out")
+# - cross: on the half of a cross stage that skips the blocks (the shortcut), for "local" only: it
+#   replaces features, where the others are gates, which would only weaken the shortcut.
+GATE_POSITIONS = ("block_mid", "block_out", "branch", "concat", "stage_out")
+LOCAL_POSITIONS = ("cross",)
+POSITIONS = GATE_POSITIONS + LOCAL_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class AttentionPlan:
     """Attention of a whole backbone.
 
     Attributes:
-        name: "" (none), "eca", "cbam" or "se".
+        name: "" (none), "eca", "cbam", "se" or "local".
         position: one of :data:`POSITIONS`.
         stages: on or off for res2..res5, or for res1..res5 if the backbone has a res1.
         reduction: channel reduction of CBAM and SE.
         kernel_sizes: ECA's kernel size per stage; empty for the formula of the paper.
+        window: window of local attention.
+        heads: number of heads of local attention.
         ignore_padding: leave the padding of a batch out of the global pooling.
     """
 
@@ -50,6 +56,8 @@ class AttentionPlan:
     stages: tuple[bool, ...] = (True, True, True, True)
     reduction: int = 16
     kernel_sizes: tuple[int, ...] = ()
+    window: int = 7
+    heads: int = 8
     ignore_padding: bool = True
 
     @classmethod
@@ -62,6 +70,8 @@ class AttentionPlan:
             stages=tuple(node.STAGES),
             reduction=node.REDUCTION,
             kernel_sizes=tuple(node.KERNEL_SIZES),
+            window=node.WINDOW,
+            heads=node.HEADS,
             ignore_padding=node.IGNORE_PADDING,
         )
 
@@ -78,15 +88,12 @@ class AttentionPlan:
             Attention by stage name, without the stages that have none.
 
         Raises:
-            ValueError: the backbone does not offer the position, or a list has the wrong length.
+            ValueError: the backbone does not offer the position, or none for this attention; or a
+                list has the wrong length.
         """
         if not self.name:
             return {}
-        if self.position not in positions:
-            raise ValueError(
-                f"MODEL.ATTENTION.POSITION is '{self.position}'; allowed in this backbone: "
-                f"{', '.join(positions)}"
-            )
+        self._check_position(positions)
         names = self._check_lengths(stage_names)
         sizes: tuple[int | None, ...] = self.kernel_sizes or (None,) * len(names)
         return {
@@ -107,16 +114,36 @@ class AttentionPlan:
         """
         try:
             return build_attention(
-                self.name, channels, reduction=self.reduction, kernel_size=kernel_size
+                self.name,
+                channels,
+                reduction=self.reduction,
+                kernel_size=kernel_size,
+                window=self.window,
+                heads=self.heads,
             )
         except ValueError as error:
             raise ValueError(
                 f"MODEL.ATTENTION (NAME '{self.name}', REDUCTION {self.reduction}, KERNEL_SIZES "
-                f"{list(self.kernel_sizes)}) for {channels} channels: {error}"
+                f"{list(self.kernel_sizes)}, WINDOW {self.window}, HEADS {self.heads}) for "
+                f"{channels} channels: {error}"
             ) from error
 
     def _builder(self, kernel_size: int | None) -> Callable[[int], nn.Module]:
         return lambda channels: self.build(channels, kernel_size)
+
+    def _check_position(self, positions: Collection[str]) -> None:
+        fitting = LOCAL_POSITIONS if self.name == "local" else GATE_POSITIONS
+        allowed = [position for position in positions if position in fitting]
+        if not allowed:
+            raise ValueError(
+                f"MODEL.ATTENTION.NAME is '{self.name}'; allowed in this backbone, which has no "
+                "cross-stage shortcut: '', eca, cbam, se"
+            )
+        if self.position not in allowed:
+            raise ValueError(
+                f"MODEL.ATTENTION.POSITION is '{self.position}'; allowed in this backbone with "
+                f"MODEL.ATTENTION.NAME '{self.name}': {', '.join(allowed)}"
+            )
 
     def _check_lengths(self, stage_names: Collection[str]) -> list[str]:
         lists = [["res2", "res3", "res4", "res5"]]

@@ -107,10 +107,12 @@ class CSPNet(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
         """Read ``MODEL.CSPNET``, ``MODEL.ATTENTION`` and ``MODEL.BACKBONE.FREEZE_AT``."""
         node = cfg.MODEL.CSPNET
-        if node.NORM == "FrozenBN" and (node.WIDTH_MULTIPLIER, node.DEPTH_MULTIPLIER) != (1, 1):
+        # A less deep network takes the first blocks of each stage from published weights.
+        if node.NORM == "FrozenBN" and (node.WIDTH_MULTIPLIER != 1 or node.DEPTH_MULTIPLIER > 1):
             logger.warning(
-                "MODEL.CSPNET.NORM is FrozenBN, and WIDTH_MULTIPLIER or DEPTH_MULTIPLIER is not 1: "
-                "no published weights fit. Unless MODEL.WEIGHTS are your own, train with BN or GN."
+                "MODEL.CSPNET.NORM is FrozenBN, and WIDTH_MULTIPLIER is not 1 or DEPTH_MULTIPLIER "
+                "above 1: no published weights fit. Unless MODEL.WEIGHTS are your own, train with "
+                "BN or GN."
             )
         return {
             "arch": node.ARCH,
@@ -221,7 +223,7 @@ def _activation(table: CSPArch, leaky_slope: float) -> Callable[[], nn.Module]:
 def _positions(table: CSPArch) -> list[str]:
     """Return the attention positions of a network; plain stages have no second path."""
     plain = any(stage.kind == "plain" for stage in table.stages)
-    return [p for p in POSITIONS if not (plain and p in ("branch", "concat"))]
+    return [p for p in POSITIONS if not (plain and p in ("branch", "concat", "cross"))]
 
 
 def _checked_features(

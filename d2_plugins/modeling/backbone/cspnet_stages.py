@@ -79,7 +79,8 @@ class CrossStage(_Stage):
             spec: description of the stage.
             conv: factory of the convolutions.
             attention: attention of the stage, in its blocks or here: "branch" is at the end of the
-                block path, "concat" on both paths together, "stage_out" on the output.
+                block path, "cross" on the other path, "concat" on both paths together, "stage_out"
+                on the output.
         """
         super().__init__(in_channels, spec, conv=conv)
         half = spec.block_channels
@@ -88,7 +89,10 @@ class CrossStage(_Stage):
         self.blocks_first = spec.kind == "cross3"
         self.conv_transition_b = None if self.blocks_first else conv(half, half)
         self.conv_transition = conv(2 * half, spec.channels)
-        self.host(attention, {"branch": half, "concat": 2 * half, "stage_out": spec.channels})
+        self.host(
+            attention,
+            {"branch": half, "cross": half, "concat": 2 * half, "stage_out": spec.channels},
+        )
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H / stride, W / stride), sizes rounded up."""
@@ -99,6 +103,7 @@ class CrossStage(_Stage):
         if self.conv_transition_b is not None:
             blocks = self.conv_transition_b(blocks)
         blocks = self.attend("branch", blocks, valid)
+        cross = self.attend("cross", cross, valid)
         both = torch.cat([blocks, cross] if self.blocks_first else [cross, blocks], dim=1)
         both = self.attend("concat", both, valid)
         return self.attend("stage_out", self.conv_transition(both, valid), valid)

@@ -60,7 +60,8 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, retinanet: bool = False) -> 
             (RetinaNet's P6 and P7) instead of by max pooling (FPN's P6).
 
     Raises:
-        ValueError: ``MODEL.FPN.IN_FEATURES`` names a feature that ``bottom_up`` does not return.
+        ValueError: ``MODEL.FPN.IN_FEATURES`` names a feature that ``bottom_up`` does not return, or
+            the attention is not one for an FPN.
     """
     node = cfg.MODEL.FPN
     shapes = bottom_up.output_shape()
@@ -85,6 +86,8 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, retinanet: bool = False) -> 
         "fuse_type": node.FUSE_TYPE,
     }
     attention = AttentionPlan.from_config(cfg)
+    if attention.name == "local" and cfg.MODEL.ATTENTION.ON_FPN:
+        raise ValueError("MODEL.ATTENTION.ON_FPN is True; allowed with NAME 'local': False")
     if attention.name and cfg.MODEL.ATTENTION.ON_FPN:
         return AttentionFPN(attention=attention, **options)
     return FPN(**options)

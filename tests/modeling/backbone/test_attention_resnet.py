@@ -270,6 +270,7 @@ def test_pyramids(builder: str, names: list[str], count: int | None) -> None:
     ("key", "value", "message"),
     [
         ("ATTENTION.NAME", "ecam", "MODEL.ATTENTION.*'ecam'.*allowed: eca, cbam, se"),
+        ("ATTENTION.NAME", "local", "NAME is 'local'; allowed .*: '', eca, cbam, se"),
         ("ATTENTION.POSITION", "concat", "MODEL.ATTENTION.POSITION.*'concat'.*block_out"),
         ("ATTENTION.KERNEL_SIZES", [3, 5], "MODEL.ATTENTION.KERNEL_SIZES"),
         (

@@ -12,7 +12,7 @@ from d2_plugins import get_cfg
 from d2_plugins.checkpoint.cspnet_weights import convert_timm_cspnet
 from d2_plugins.layers import CBAM, ECA
 from d2_plugins.modeling.backbone import AttentionPlan, CSPNet
-from d2_plugins.modeling.backbone.attention_plan import POSITIONS
+from d2_plugins.modeling.backbone.attention_plan import GATE_POSITIONS
 from tests.support.cspnet_cases import RES, SMALL, count, like, on_meta, relative_error, timm_model
 from tests.support.helpers import randomise_norms
 
@@ -99,7 +99,7 @@ def test_stages_and_kernel_sizes() -> None:
     assert sizes == {"res1": (9,), "res2": (3,), "res4": (7,)}
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", GATE_POSITIONS)
 @pytest.mark.parametrize(
     ("arch", "size"),
     [
@@ -138,6 +138,51 @@ def test_features_of_an_image_do_not_depend_on_its_padding(
     assert errors[1] > 1e-2
 
 
+@pytest.mark.parametrize("arch", ["cspresnet50", "cs3darknet_s"])
+def test_local_attention_replaces_the_shortcut(arch: str) -> None:
+    """The stage is that of the plain network, with the attention on the half without blocks."""
+    torch.manual_seed(4)
+    options = {"arch": arch, "width_multiplier": 0.5, "depth_multiplier": 0.34}
+    model = CSPNet(**options, out_features=RES, attention=plan("local", "cross", heads=2))
+    randomise_norms(model).eval()
+    stage = model.res2
+    x = torch.randn(1, stage.conv_down.in_channels if stage.conv_down else 32, 12, 16)
+    with torch.no_grad():
+        halves = stage.conv_exp(stage._downsample(x)).chunk(2, dim=1)
+        blocks, cross = halves if arch == "cs3darknet_s" else reversed(halves)
+        for block in stage.blocks:
+            blocks = block(blocks)
+        cross = stage.attention(cross)
+        if arch == "cs3darknet_s":
+            both = [blocks, cross]
+        else:
+            both = [cross, stage.conv_transition_b(blocks)]
+        assert relative_error(stage(x), stage.conv_transition(torch.cat(both, 1))) < 1e-6
+
+        alone = torch.randn(1, 3, 78, 90)
+        expected = model(alone)
+        actual = model(nn.functional.pad(alone, (0, 38, 0, 50)))
+    for name, feature in expected.items():
+        valid = actual[name][..., : feature.shape[2], : feature.shape[3]]
+        assert relative_error(valid, feature) < 1e-5
+
+
+def test_local_attention_learns_when_all_else_is_frozen() -> None:
+    model = CSPNet(
+        arch="cspresnet50",
+        norm="FrozenBN",
+        freeze_at=5,
+        out_features=RES,
+        attention=plan("local", "cross", heads=2),
+        **SMALL,
+    )
+    features = model.train()(torch.randn(2, 3, 64, 64))
+    sum(feature.square().mean() for feature in features.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (".attention." in name)
+        assert not parameter.requires_grad or parameter.grad.any(), name
+
+
 def test_darknet_stages_ignore_padding_too() -> None:
     torch.manual_seed(3)
     model = CSPNet(arch="darknet53", out_features=RES, attention=plan("eca", "block_out"), **SMALL)
@@ -152,7 +197,7 @@ def test_darknet_stages_ignore_padding_too() -> None:
 
 
 @pytest.mark.parametrize("arch", ["cspresnext50", "cspdarknet53", "cs3darknet_s"])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", GATE_POSITIONS)
 def test_new_attention_is_never_frozen(arch: str, position: str) -> None:
     """Every attention parameter still learns when all layers and norms are frozen."""
     model = CSPNet(
@@ -188,6 +233,18 @@ def test_new_attention_is_never_frozen(arch: str, position: str) -> None:
         ("cspresnet50", {"NAME": "ecca"}, "MODEL.ATTENTION .NAME 'ecca'.*eca, cbam, se"),
         ("cspresnet50", {"POSITION": "inside"}, "POSITION is 'inside'.*block_mid.*stage_out"),
         ("darknet53", {"POSITION": "concat"}, "POSITION is 'concat'.*block_out, stage_out"),
+        ("cspresnet50", {"POSITION": "cross"}, "POSITION is 'cross'.*NAME 'eca': block_mid"),
+        ("cspresnet50", {"NAME": "local"}, "POSITION is 'block_out'.*NAME 'local': cross"),
+        (
+            "darknet53",
+            {"NAME": "local", "POSITION": "cross"},
+            "NAME is 'local'; allowed in this backbone, which has no cross-stage shortcut: '', eca",
+        ),
+        (
+            "cspresnet50",
+            {"NAME": "local", "POSITION": "cross", "HEADS": 48},
+            "HEADS 48. for 128 channels: heads is 48; allowed",
+        ),
         ("cspresnet50", {"STAGES": [True] * 5}, "STAGES.*5 entries.*4 .res2..res5"),
         ("cspdarknet53", {"STAGES": [True] * 3}, "STAGES.*3 entries.*5 .res1..res5"),
         (
