@@ -36,8 +36,9 @@ def find_bottom_up(model: nn.Module) -> tuple[str, nn.Module]:
 def convert_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename the entries of ``state`` to those of ``model``.
 
-    Known: weights of the model itself; of its backbone alone; and ImageNet weights of timm,
-    torchvision and the authors of CBAM and ECA-Net for the backbone. Names that mean nothing to the
+    Known: weights of the model itself; of its backbone alone, also if timm has trained it as one of
+    :mod:`d2_plugins.timm_models`; and ImageNet weights of timm, torchvision and the authors of CBAM
+    and ECA-Net for the backbone. Names that mean nothing to the
     model are passed on.
 
     Args:
@@ -61,6 +62,8 @@ def convert_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
 def _to_backbone(state: Mapping[str, Tensor], bottom_up: nn.Module) -> dict[str, Tensor]:
     known = set(bottom_up.state_dict())
     if any(name in known for name in state):
+        if "head.fc.weight" in state:  # a model of d2_plugins.timm_models
+            _check_timm_model(bottom_up)
         return dict(state)
     if isinstance(bottom_up, TimmBackbone):
         return bottom_up.convert_names(state)
@@ -71,6 +74,13 @@ def _to_backbone(state: Mapping[str, Tensor], bottom_up: nn.Module) -> dict[str,
         _check_stride(bottom_up)
         return convert_resnet(state)
     return dict(state)
+
+
+def _check_timm_model(bottom_up: nn.Module) -> None:
+    if isinstance(bottom_up, CSPNet):
+        _check_slope(bottom_up, _TIMM_LEAKY_SLOPE, "timm's")
+    elif isinstance(bottom_up, ResNet):
+        _check_stride(bottom_up)
 
 
 def convert_darknet(values: Tensor, model: nn.Module) -> dict[str, Tensor]:

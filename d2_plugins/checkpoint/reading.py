@@ -9,6 +9,7 @@ but does not compare them when it loads, so that a changed byte would go unnotic
 compared before a file is loaded.
 """
 
+import argparse
 import pickle
 import re
 import tarfile
@@ -83,7 +84,9 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
 def _read_torch(path: str) -> Any:
     _check_kind(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # timm's checkpoints hold their command line as a Namespace, which is plain attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # damaged files raise almost anything

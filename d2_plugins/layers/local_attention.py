@@ -67,9 +67,7 @@ def local_attention(
     """
     dtype = query.dtype
     if dtype in (torch.float16, torch.bfloat16):
-        query, key, value, rows, columns = (
-            t.float() for t in (query, key, value, rows, columns)
-        )
+        query, key, value, rows, columns = (t.float() for t in (query, key, value, rows, columns))
     border = [window // 2] * 4
     with torch.autocast(query.device.type, enabled=False):
         split = query.unflatten(1, (heads, -1))
@@ -151,7 +149,10 @@ class _Attend(torch.autograd.Function):
         # The softmax: dl = p (dp - sum p dp).
         grad_logits = grad_weights.sub_((grad_weights * weights).sum(dim=0)).mul_(weights)
         for grad_logit, part, grad_part in zip(
-            grad_logits.unbind(), _parts(key, query, window), _parts(grad_key, query, window), strict=True
+            grad_logits.unbind(),
+            _parts(key, query, window),
+            _parts(grad_key, query, window),
+            strict=True,
         ):
             grad_query.addcmul_(grad_logit[:, :, None], part)
             grad_part.addcmul_(grad_logit[:, :, None], query)
@@ -209,9 +210,7 @@ class LocalAttention(nn.Module):
                 module takes it.
         """
         maps = self.query(x), self.key(x), self.value(x)
-        return local_attention(
-            *maps, self.rows, self.columns, heads=self.heads, window=self.window
-        )
+        return local_attention(*maps, self.rows, self.columns, heads=self.heads, window=self.window)
 
 
 class LocalAttentionShortcut(nn.Module):

@@ -139,7 +139,7 @@ def test_eca_kernel_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "channels", "options", "message"),
     [
-        ("ecam", 64, {}, "attention is 'ecam'; allowed: eca, cbam, se"),
+        ("ecam", 64, {}, "attention is 'ecam'; allowed: eca, cbam, se, local"),
         ("eca", 64, {"kernel_size": 4}, "kernel_size is 4; allowed for ECA: odd and positive"),
         ("eca", 64, {"kernel_size": -1}, "kernel_size is -1; allowed for ECA: odd and positive"),
         ("cbam", 8, {}, "reduction is 16; allowed for 8 channels: 1 to 8"),

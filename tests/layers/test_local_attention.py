@@ -93,9 +93,7 @@ def test_window_of_7_and_8_heads_equal_unfold_and_its_gradients(size: tuple[int,
 
 def test_gradients_are_those_of_finite_differences() -> None:
     inputs = tensors(4, heads=2, window=3, size=(2, 3), requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda *args: local_attention(*args, heads=2, window=3), inputs
-    )
+    assert torch.autograd.gradcheck(lambda *args: local_attention(*args, heads=2, window=3), inputs)
 
 
 def test_a_window_of_one_cell_is_the_value() -> None:
