@@ -2,11 +2,7 @@
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-    PascalVOCDetectionEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from .coco import FastCOCOEvaluator, check_engine
 from .corruptions import build_corruptions
@@ -21,9 +17,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
 
     The ``evaluator_type`` of the metadata decides. "coco", the default, gives
     :class:`~d2_plugins.evaluation.FastCOCOEvaluator`; for a VOC dataset in COCO form, such as
-    ``voc_2007_test_coco``, VOC's own AP is added (``bbox_voc``). "pascal_voc" gives detectron2's
-    evaluator. Box proposals are evaluated for a ProposalNetwork, and for any other model if
-    ``TEST.PROPOSAL_RECALL`` is set.
+    ``voc_2007_test_coco``, VOC's own AP is added (``bbox_voc``). "pascal_voc" gives
+    :class:`~d2_plugins.evaluation.VOCEvaluator`. Box proposals are evaluated for a ProposalNetwork,
+    and for any other model if ``TEST.PROPOSAL_RECALL`` is set.
 
     Args:
         cfg: the whole config.
@@ -42,7 +38,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     instances = predicts_instances(cfg)
     evaluators: list[DatasetEvaluator] = []
     if instances and kind == "pascal_voc":
-        evaluators.append(PascalVOCDetectionEvaluator(dataset_name))
+        evaluators.append(VOCEvaluator(dataset_name))
     needs_coco = kind == "coco" or not instances or cfg.TEST.PROPOSAL_RECALL
     if needs_coco:
         coco = FastCOCOEvaluator(
@@ -56,7 +52,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
             evaluators.append(coco)
             voc_name = voc_form(dataset_name)
             if voc_name:
-                evaluators.append(VOCEvaluator(voc_name))
+                evaluators.append(VOCEvaluator(voc_name, task="bbox_voc"))
         if not instances or cfg.TEST.PROPOSAL_RECALL:
             # Only the proposals of a ProposalNetwork are written: its purpose is to feed detectors
             # that train on precomputed proposals.

@@ -1,4 +1,4 @@
-"""VOC's own average precision for VOC datasets in COCO form."""
+"""VOC's own average precision, for VOC's datasets in their own and in COCO form."""
 
 from pathlib import Path
 from typing import Any
@@ -8,23 +8,54 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator
 
 __all__ = ["VOCEvaluator", "voc_form"]
 
+# Both of VOC's metrics, the average precision at IoU 0.5: of eleven points of the curve until
+# VOC 2009, the area under it since VOC 2010.
+_ELEVEN_POINTS, _AREA = "mAP_07", "mAP_10"
+
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """VOC's own AP for a VOC dataset in COCO form, under the key ``bbox_voc``.
+    """detectron2's evaluation of VOC with both of VOC's metrics.
 
-    It is built with the name of the dataset in VOC's own form. The XML files of that form identify
-    an image by its file name, COCO's JSON by a number.
+    ``mAP_07`` and ``mAP_10`` are the mean over the classes of the average precision at IoU 0.5, in
+    percent: over the precision at the recalls 0, 0.1, ..., 1 (Everingham et al. 2010, section 4.2),
+    and as the area under the curve. ``AP``, ``AP50`` and ``AP75`` are detectron2's, with the metric
+    of the dataset's year. The images may be those of the dataset in COCO form, whose ids are
+    numbers: VOC's XML files identify an image by its file name.
     """
+
+    def __init__(self, dataset_name: str, *, task: str = "bbox") -> None:
+        """Initialize.
+
+        Args:
+            dataset_name: name of a dataset in VOC's own form, such as ``voc_2007_test``.
+            task: name of the results.
+        """
+        super().__init__(dataset_name)
+        self._task = task
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Collect the predictions of a batch under the file names of its images."""
-        named = [image | {"image_id": Path(image["file_name"]).stem} for image in inputs]
+        named = [
+            image | {"image_id": Path(image["file_name"]).stem} if "file_name" in image else image
+            for image in inputs
+        ]
         super().process(named, outputs)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Return ``{"bbox_voc": {"AP": ..., "AP50": ..., "AP75": ...}}``; None in other ranks."""
-        results = super().evaluate()
-        return None if results is None else {"bbox_voc": results["bbox"]}
+        """Return ``{task: {"AP": ..., "mAP_07": ...}}``; None in other processes than the main."""
+        of_year = self._is_2007
+        both = {}
+        for metric, use_eleven_points in ((_ELEVEN_POINTS, True), (_AREA, False)):
+            self._is_2007 = use_eleven_points
+            both[metric] = super().evaluate()
+        self._is_2007 = of_year
+        eleven_points, area = both[_ELEVEN_POINTS], both[_AREA]
+        if eleven_points is None or area is None:
+            return None
+        results = dict((eleven_points if of_year else area)["bbox"])
+        for metric, values in both.items():
+            results[metric] = values["bbox"]["AP50"]
+        return {self._task: results}
 
 
 def voc_form(dataset_name: str) -> str | None:

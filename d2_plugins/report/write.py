@@ -48,9 +48,17 @@ from .thresholds import Matches, confusion_matrix, match_detections
 
 __all__ = ["write_report"]
 
-_AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mAP_07", "mAP_10")
+# VOC's metrics and what they are called.
+_VOC_METRICS = {"mAP_07": "VOC mAP, 11 points", "mAP_10": "VOC mAP, area"}
 _AR_COLUMNS = ("AR@100", "AR@300", "AR@1000")
-_TASK_NAMES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "box_proposals": "final"}
+_TASK_NAMES = {
+    "bbox": "boxes",
+    "bbox_voc": "boxes, VOC",
+    "segm": "masks",
+    "keypoints": "keypoints",
+    "box_proposals": "final",
+}
 # Longer tables of classes are folded away; larger confusion matrices become a list.
 _MANY_CLASSES = 20
 _MAX_CONFUSIONS = 15
@@ -110,6 +118,12 @@ def _summary(run: Run) -> Section:
             for metric, value in tasks.get("box_proposals", {}).items()
             if metric in distinct_limits(run, ("AR@100", "AR@1000"))
         ]
+        of_voc = tasks.get("bbox_voc", tasks.get("bbox", {}))
+        values += [
+            (label, number(of_voc[metric]))
+            for metric, label in _VOC_METRICS.items()
+            if metric in of_voc
+        ]
         if len(run.results) > 1 and values:
             blocks.append(Note(name))
         if values:
@@ -153,6 +167,9 @@ def _results(run: Run) -> Iterator[Section]:
         detection = {t: m for t, m in tasks.items() if t not in recall}
         if detection:
             blocks = [_metric_table("task", detection, _AP_COLUMNS), *_per_class(detection)]
+            if any("mAP_07" in metrics for metrics in detection.values()):
+                text = "mAP_07 and mAP_10 are VOC's metrics at IoU 0.5: the mean of the precision "
+                blocks += [Note(f"{text}at 11 recalls (until VOC 2009), and the area under it.")]
             yield Section(f"Average precision{where}", blocks)
         if recall:
             yield Section(f"Proposal recall{where}", _recall(run, recall))

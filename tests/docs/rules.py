@@ -116,6 +116,7 @@ NOT_RUN: dict[str, str] = {
     r"dev/reproduce_tables\.py": "trains for hours; tests/dev/test_trained_tables.py trains less",
     r"d2-plugins prepare coco2017": _WHOLE,
     r"d2-plugins prepare voc": _WHOLE,
+    r"d2-plugins train --config-file PascalVOC-Detection": _WHOLE,
     r"d2-plugins prepare (penn_fudan|bccd)": _WHOLE,
     r"d2-plugins check penn_fudan_train": _WHOLE,
     r"d2-plugins predict .*--track": "tests/visualization/test_tracking.py tracks",

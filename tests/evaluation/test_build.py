@@ -172,6 +172,30 @@ def perfect(obj: dict[str, Any]) -> Instances:
     )
 
 
+def test_both_metrics_of_voc_against_their_definition(
+    tmp_path: Path, voc: list[dict[str, Any]]
+) -> None:
+    """Two cats count, of scores 0.9 and 0.3, with a false one of 0.5 between; one dog is missed.
+
+    The curve of the cats is (recall, precision) = (1/2, 1), (1/2, 1/2), (1, 2/3).
+    """
+    xml = tmp_path / f"Annotations/{voc[2]['stem']}.xml"
+    xml.write_text(xml.read_text().replace("<difficult>1", "<difficult>0"))
+    evaluator = build_evaluator(tiny_cfg(tmp_path, "voc_toy"), "voc_toy", str(tmp_path / "out"))
+    evaluator.reset()
+    for obj, score in ((voc[0], 0.9), (voc[1], 0.5), (voc[2], 0.3)):
+        found = perfect(obj)
+        found.scores[:] = score
+        found.pred_classes[:] = 0
+        evaluator.process([{"image_id": obj["stem"]}], [{"instances": found}])
+    results = evaluator.evaluate()["bbox"]
+    eleven_points = (6 * 1 + 5 * 2 / 3) / 11  # recalls 0 to 0.5, and 0.6 to 1
+    area = 0.5 * 1 + 0.5 * 2 / 3
+    assert results["mAP_07"] == pytest.approx(100 * eleven_points / 2)
+    assert results["mAP_10"] == pytest.approx(100 * area / 2)
+    assert results["AP50"] == results["mAP_07"], "the dataset is of 2007"
+
+
 def test_voc_in_both_forms(tmp_path: Path, voc: list[dict[str, Any]]) -> None:
     cfg = tiny_cfg(tmp_path, "voc_toy")
     native = build_evaluator(cfg, "voc_toy", str(tmp_path / "native"))
@@ -179,7 +203,8 @@ def test_voc_in_both_forms(tmp_path: Path, voc: list[dict[str, Any]]) -> None:
     for obj in voc[:2]:
         native.process([{"image_id": obj["stem"]}], [{"instances": perfect(obj)}])
     # The object that is not found is a difficult one, which VOC does not count.
-    expected = {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
+    names = ("AP", "AP50", "AP75", "mAP_07", "mAP_10")
+    expected = dict.fromkeys(names, 100.0)
     assert native.evaluate()["bbox"] == pytest.approx(expected)
 
     data = {

@@ -128,6 +128,20 @@ def report(folder: Path, *args: Any) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
+def test_vocs_metrics_are_in_the_report(tmp_path: Path) -> None:
+    results = {
+        "bbox": {"AP": 40.0, "AP50": 61.0},
+        "bbox_voc": {"AP": 41.0, "mAP_07": 62.125, "mAP_10": 64.375},
+    }
+    page = write_report(tmp_path, toy_cfg(tmp_path, []), results).read_text()
+    for metric, value in (("11 points", "62.1"), ("area", "64.4")):
+        assert re.search(
+            rf"{value}.{{0,80}}VOC mAP, {metric}|VOC mAP, {metric}.{{0,80}}{value}", page
+        )
+    assert "boxes, VOC" in page
+    assert "(until VOC 2009)" in page
+
+
 def test_everything_is_there(run_folder: Path) -> None:
     page = report(run_folder)
     assert "Left out" not in page.text
