@@ -86,8 +86,8 @@ def next_steps(args: argparse.Namespace, cfg: CfgNode) -> str:
         cfg: its config.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    names = ("model_best.pth", "model_final.pth")
-    weights = next((folder / name for name in names if (folder / name).is_file()), folder / "?")
+    best = folder / "model_best.pth"
+    weights = best if best.is_file() else folder / "model_final.pth"
     config = ("--config-file", str(folder / "config.yaml"))
     opts = ("MODEL.WEIGHTS", str(weights))
     image = ("--input", _example(cfg))

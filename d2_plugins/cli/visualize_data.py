@@ -1,16 +1,17 @@
 """Draw a dataset's annotations, or the augmented samples that a model is trained on.
 
-The dataset is DATASETS.TRAIN, any registered one (--dataset) or your own (--train-json and
---train-images). `--source dataloader` draws the samples of the training loader: after augmentation,
-with masks if MODEL.MASK_ON is set, in the order of a run with the config's SEED. Pictures are named
-by their number and their image. An image that cannot be read is named and passed over; the exit
-status is then 1.
+The dataset is DATASETS.TRAIN, any registered one (--dataset) or your own (--data, or --train-json
+and --train-images). `--source dataloader` draws the samples of the training loader: after
+augmentation, with masks if MODEL.MASK_ON is set, in the order of a run with the config's SEED.
+Pictures are named by their number and their image. An image that cannot be read is named and passed
+over; the exit status is then 1.
 """
 
 import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from PIL import Image
 
 from ..data.loader import TrainLoader
+from ..data.own_files import OwnFiles
+from ..data.prepare.folder import find_data
+from ..engine.own_data import recorded_files
 from ..engine.setup import check_datasets, register_own_data
 from ..engine.trainer import Trainer
 from ..files import atomic_open
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = config_parser(__doc__, _EXAMPLE, required=False)
     parser.add_argument("--dataset", metavar="NAME", help="instead of DATASETS.TRAIN")
+    parser.add_argument("--data", metavar="DIR", help="folder of your data: COCO, VOC XML or YOLO")
     parser.add_argument("--train-json", metavar="FILE", help="your annotations in COCO format")
     parser.add_argument("--train-images", metavar="DIR", help="folder of your images")
     parser.add_argument(
@@ -64,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.train_json) != bool(args.train_images):
         parser.error("--train-json and --train-images go together")
-    if bool(args.dataset) + bool(args.train_json) + bool(args.config_file) == 0:
-        parser.error("give --config-file, --dataset, or --train-json and --train-images")
-    if args.dataset and args.train_json:
-        parser.error("--dataset and --train-json exclude each other")
+    if not (args.data or args.dataset or args.train_json or args.config_file):
+        parser.error("give --config-file, --data, --dataset, or --train-json and --train-images")
+    if bool(args.dataset) + bool(args.train_json) + bool(args.data) > 1:
+        parser.error("--data, --dataset and --train-json exclude each other")
     if args.limit < 1 or args.scale <= 0:
         parser.error("--limit is at least 1 and --scale above 0")
     return exit_status(_run, args)
@@ -98,8 +103,8 @@ def _run(args: argparse.Namespace) -> int:
 def _build_config(args: argparse.Namespace) -> CfgNode:
     """Return the config with the dataset to draw as its ``DATASETS.TRAIN``."""
     cfg = config_from(args)
-    if args.train_json:
-        args.val_json = args.val_images = None
+    if files := _own_files(args, cfg):
+        args = argparse.Namespace(**vars(args) | asdict(files))
         register_own_data(cfg, args, check=False)  # broken datasets can be drawn, too
     elif args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
@@ -110,6 +115,18 @@ def _build_config(args: argparse.Namespace) -> CfgNode:
     check_datasets(cfg, training=True)
     cfg.DATALOADER.NUM_WORKERS = 0  # starting processes takes longer than a few samples
     return cfg
+
+
+def _own_files(args: argparse.Namespace, cfg: CfgNode) -> OwnFiles | None:
+    """Return the training files of your own data: given, found, or recorded by the config's run."""
+    if args.train_json:
+        return OwnFiles(train_json=args.train_json, train_images=args.train_images)
+    if args.data:
+        found = find_data(Path(args.data), args.output / "data")
+        return replace(found.files, val_json=None, val_images=None)
+    if args.config_file and not args.dataset and "custom_train" in cfg.DATASETS.TRAIN:
+        return recorded_files(cfg, args.config_file, ("train",))
+    return None
 
 
 def _annotated_items(cfg: CfgNode) -> Iterator[tuple[dict[str, Any], Metadata]]:

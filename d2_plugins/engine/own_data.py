@@ -15,7 +15,7 @@ from ..data.prepare.folder import find_data
 from ..errors import UsageError
 from ..model_zoo import read_config
 
-__all__ = ["DEFAULT_CONFIG", "OUTPUT_DIR", "complete_args", "own_files"]
+__all__ = ["DEFAULT_CONFIG", "OUTPUT_DIR", "complete_args", "own_files", "recorded_files"]
 
 # A detector for a CPU, with ImageNet weights; docs/own_data.md trains it.
 DEFAULT_CONFIG = "PennFudan/faster_rcnn_crpn_efficientnet_lite0.yaml"
@@ -48,12 +48,13 @@ def complete_args(args: argparse.Namespace) -> argparse.Namespace:
         print(f"Data in {found.description}{where}", flush=True)
         files = found.files
         _require(files, args)
+        if args.eval_only:
+            files = replace(files, train_json=None, train_images=None)
     elif own_files(args) == OwnFiles() and _names_own_data(cfg, args):
-        files = _recorded(cfg, args)
+        splits = ("val",) if args.eval_only else ("train", "val")
+        files = recorded_files(cfg, args.config_file, splits)
     else:
         return args
-    if args.eval_only:
-        files = replace(files, train_json=None, train_images=None)
     for key, path in asdict(files).items():
         setattr(args, key, path)
     return args
@@ -85,21 +86,32 @@ def _require(files: OwnFiles, args: argparse.Namespace) -> None:
 
 
 def _names_own_data(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    names = (*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN))
-    return any(name in ("custom_train", "custom_val") for name in names)
+    names = {*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)}
+    return not names.isdisjoint(("custom_train", "custom_val"))
 
 
-def _recorded(cfg: CfgNode, args: argparse.Namespace) -> OwnFiles:
-    """Return the files recorded in the folder of the run, its config or its weights."""
-    places = [cfg.OUTPUT_DIR, os.path.dirname(args.config_file), os.path.dirname(cfg.MODEL.WEIGHTS)]
-    for folder in dict.fromkeys(places):
+def recorded_files(cfg: CfgNode, config_file: str, splits: tuple[str, ...]) -> OwnFiles:
+    """Return the files of a run on your own data, from its ``data.json``.
+
+    Args:
+        cfg: config of the run; the record is in its output folder or next to its weights.
+        config_file: file of the config; the record may be next to it, too.
+        splits: "train" and "val", or one of them.
+
+    Raises:
+        UsageError: there is no record, or its files do not exist.
+    """
+    for folder in (
+        cfg.OUTPUT_DIR,
+        os.path.dirname(config_file),
+        os.path.dirname(cfg.MODEL.WEIGHTS),
+    ):
         files = OwnFiles.read(folder)
         if files is not None:
-            if args.eval_only:
-                files = replace(files, train_json=None, train_images=None)
+            chosen = {k: p for k, p in asdict(files).items() if k.startswith(splits)}
+            files = OwnFiles(**chosen)
             files.check(os.path.join(folder, "data.json"))
             return files
-    splits = ("val",) if args.eval_only else ("train", "val")
     options = " ".join(f"--{split}-json FILE --{split}-images DIR" for split in splits)
     raise UsageError(
         f"the config names your own data, but {cfg.OUTPUT_DIR} has no data.json with its files; "

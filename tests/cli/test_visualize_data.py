@@ -9,6 +9,7 @@ from PIL import Image
 
 from d2_plugins.cli.visualize_data import main, training_samples
 from d2_plugins.data import register_coco_json
+from d2_plugins.data.own_files import OwnFiles
 from tests.support.toy import toy_cfg, write_toy_coco
 
 
@@ -90,7 +91,7 @@ def test_mistakes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give --config-file, --dataset, or --train-json"),
+        ([], "give --config-file, --data, --dataset, or --train-json"),
         (["--train-json", "x"], "go together"),
         (["--dataset", "x", "--train-json", "x", "--train-images", "x"], "exclude each other"),
         (["--dataset", "x", "--limit", "0"], "--limit is at least 1"),
@@ -110,3 +111,17 @@ def test_a_dataset_with_more_classes_than_the_default_model_can_be_drawn(tmp_pat
     register_coco_json("many_classes_test", json_file, images)
     argv = ["--dataset", "many_classes_test", "--output", str(tmp_path / "pictures")]
     assert main(argv) == 0
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_a_folder_and_the_config_of_a_run_on_own_data(tmp_path: Path) -> None:
+    json_file, images = write_toy_coco(tmp_path / "data", num_images=3)
+    argv = ["--limit", "1", "--output"]
+    assert main(["--data", str(tmp_path / "data"), *argv, str(tmp_path / "a")]) == 0
+    assert len(list((tmp_path / "a").glob("*.jpg"))) == 1
+    OwnFiles(train_json=str(json_file), train_images=str(images)).write(tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text("DATASETS:\n  TRAIN: ('custom_train',)\n  TEST: ()\n")
+    assert main(["--config-file", str(config), *argv, str(tmp_path / "b")]) == 0
+    (picture,) = (tmp_path / "b").glob("*.jpg")
+    assert picture.name == "0000_000.jpg"
