@@ -1,16 +1,20 @@
-# make demo and make test are the two commands; both set up $(VENV) first.
+# make demo and make test are the two commands; both set up $(VENV) first. The linters and test tools
+# are installed for make test, lint and format only.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install demo test lint format clean
+.PHONY: install install-dev demo test lint format clean
 
 install:
 	dev/install.sh $(VENV)
 
+install-dev:
+	dev/install.sh --dev $(VENV)
+
 demo: install
 	$(PY) -m d2_plugins demo
 
-lint: install
+lint: install-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -20,7 +24,7 @@ lint: install
 test: lint
 	$(PY) -m pytest -n 2 --dist worksteal
 
-format: install
+format: install-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

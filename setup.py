@@ -7,32 +7,55 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 CONFIG_PACKAGES = ["d2_plugins.configs"]
+# A package index shows README without the checkout around it.
+LOCAL_PICTURE = re.compile(r"^!\[[^\]]*\]\((?!\w+:)[^)]*\)\n+(\*[^*]+\*\n+)?", re.MULTILINE)
+LOCAL_LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#]+)(#[^)]*)?\)")
 
 
 def read_version() -> str:
     """Return the version of the package without importing it."""
-    text = (ROOT / "d2_plugins" / "__init__.py").read_text()
+    text = (ROOT / "d2_plugins" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
     if match is None:
         raise RuntimeError("no __version__ in d2_plugins/__init__.py")
     return match.group(1)
 
 
+def read_description() -> str:
+    """Return README without local pictures and their captions, and with paths for local links."""
+
+    def path_of(link: re.Match[str]) -> str:
+        label, path = link[1], link[2]
+        return f"`{path}`" if Path(path).stem == label else f"{label} (`{path}`)"
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return LOCAL_LINK.sub(path_of, LOCAL_PICTURE.sub("", text))
+
+
 setup(
     name="d2_plugins",
     version=read_version(),
     description="CSPNet, CBAM/ECA, Cascade RPN, Double-Head and Inverted Attention for detectron2",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=read_description(),
     long_description_content_type="text/markdown",
+    author="The d2_plugins maintainers",
+    keywords=[
+        *("detectron2", "object detection", "instance segmentation", "PyTorch"),
+        *("CSPNet", "CBAM", "ECA", "Cascade RPN", "Double-Head R-CNN", "Inverted Attention"),
+    ],
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11,<3.14",
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Operating System :: MacOS",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
     packages=find_packages(include=["d2_plugins", "d2_plugins.*"]) + CONFIG_PACKAGES,
     package_dir={"d2_plugins.configs": "configs"},
@@ -65,6 +88,19 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # The dependencies of a detectron2 that was installed without them. OpenCV, which its
+        # visualizer imports, is not among install_requires: its four packages overwrite each
+        # other's files, and only the user knows which one is installed.
+        "detectron2": [
+            "black",
+            "cloudpickle",
+            "hydra-core",
+            "opencv-python-headless",
+            "packaging",
+            "tensorboard",
+            "termcolor",
+            "yacs",
+        ],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "track": ["trackers>=2.6"],
         "dev": [
@@ -73,12 +109,14 @@ setup(
             "import-linter",
             "markdown-it-py",
             "mypy",
+            "packaging",
             "pytest",
             "pytest-randomly",
             "pytest-socket",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "scipy",
             "types-PyYAML",
             "types-tabulate",
             "types-tqdm",

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("configs", "d2_plugins", "dev", "docs", "tests", "tools")
-SUFFIXES = (".py", ".md", ".yaml")
+FOLDERS = (".github", "configs", "d2_plugins", "dev", "docs", "tests", "tools")
+SUFFIXES = (".cff", ".md", ".py", ".yaml", ".yml")
 # These hold the words because they are about them.
 ALLOWED = ("dev/check_words.py", "tests/dev/test_check_words.py")
 

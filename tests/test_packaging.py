@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.support.helpers import REPO
+from tests.support.project import PACKAGE
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +102,23 @@ def test_wheel_holds_every_config_and_nothing_else_of_the_checkout(wheel: Path) 
     assert "d2_plugins/py.typed" in names
     names.remove("d2_plugins_command.py")
     assert not [n for n in names if not n.startswith(("d2_plugins/", "d2_plugins-"))]
+
+
+def test_description_on_an_index_has_no_local_link(wheel: Path) -> None:
+    """An index shows README without the checkout; pip shows the rest of the metadata."""
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = message_from_bytes(archive.read(name))
+    assert metadata["Requires-Python"] == PACKAGE["python_requires"]
+    assert metadata["License-File"] == "LICENSE"
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+    text = metadata.get_payload()
+    assert isinstance(text, str)
+    assert "## Train on your own data" in text
+    tokens = [child for token in MarkdownIt().parse(text) for child in token.children or ()]
+    targets = [token.attrGet("href") or token.attrGet("src") for token in tokens]
+    assert {str(target)[:8] for target in targets if target} == {"https://"}
+    assert "`docs/own_data.md`" in text
 
 
 def test_wheel_brings_the_command(installed: Path, tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ COMMANDS = {
     "train-lazy": "train or evaluate a detector of a LazyConfig (a Python config)",
 }
 
+_WITHOUT_OPENCV = (
+    "OpenCV is missing, which detectron2's visualizer needs: pip install opencv-python-headless"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by the first argument.
@@ -38,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: name of a command and its arguments; None for those of the process.
 
     Returns:
-        The exit status: that of the command, 2 for an unknown command, 130 after Ctrl-C.
+        The exit status: that of the command, 2 for an unknown command or without OpenCV, 130 after
+        Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else ""
@@ -57,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # during the imports; commands handle it themselves
         print("interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        print(f"error: {_WITHOUT_OPENCV}", file=sys.stderr)
+        return 2
     return status
 
 

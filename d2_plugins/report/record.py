@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _session(cfg: CfgNode, config_file: str) -> dict[str, Any]:
         "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "config_file": config_file,
         "weights": cfg.MODEL.WEIGHTS,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(cfg.MODEL.DEVICE),
         "processes": comm.get_world_size(),
         "torch": torch.__version__,

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def write_report(
     ]
     name = run.folder.resolve().name
     versions = f"d2_plugins {__version__}, detectron2 {detectron2.__version__}"
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     subtitle = f"Written {now} with {versions}, torch {torch.__version__}"
     path = run.folder / "report.html"
     with atomic_open(path) as file:

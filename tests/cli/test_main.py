@@ -74,6 +74,27 @@ def test_ctrl_c_while_a_command_is_imported(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("missing", ["cv2", "torch"])
+def test_only_a_missing_opencv_is_a_mistake_of_the_user(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pip installs all other dependencies."""
+
+    def failing(name: str) -> None:
+        raise ModuleNotFoundError(name=missing)
+
+    monkeypatch.setattr(dispatcher, "import_module", failing)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    if missing == "cv2":
+        assert main(["train"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: OpenCV is missing")
+        assert error.count("\n") == 1
+    else:
+        with pytest.raises(ModuleNotFoundError):
+            main(["train"])
+
+
 @pytest.mark.parametrize("word", ["--help", "trian"])
 def test_the_console_command_answers_without_importing_torch(word: str) -> None:
     code = (

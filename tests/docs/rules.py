@@ -108,7 +108,7 @@ NOT_RUN: dict[str, str] = {
     r"make test": "runs this test",
     r"make format lint": "rewrites the checkout",
     r"source \.venv/bin/activate": "the environment is that of the tests",
-    r"pip install (\.|opencv|'d2_plugins)": _INSTALLS,
+    r"pip install ('?\.|pre-commit|--no-deps sal-detectron2|'d2_plugins)": _INSTALLS,
     r"pip install --no-build-isolation git\+https": _INSTALLS,
     r"conda env create": _INSTALLS,
     r"conda activate": "there may be no conda",

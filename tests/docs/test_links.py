@@ -21,7 +21,7 @@ def problem(page: Path, target: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = REPO / page
     found = [(line, target, problem(path, target)) for line, target in links(path)]
