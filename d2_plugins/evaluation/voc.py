@@ -23,6 +23,8 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     numbers: VOC's XML files identify an image by its file name.
     """
 
+    _is_2007: bool  # detectron2's switch between the two metrics
+
     def __init__(self, dataset_name: str, *, task: str = "bbox") -> None:
         """Initialize.
 
