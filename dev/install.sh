@@ -25,7 +25,8 @@ for python in "${candidates[@]}"; do
     supported "$python" && break
 done
 supported "$python" || {
-    version=$("$python" -c 'import platform; print(platform.python_version())' 2>/dev/null) || version=none
+    version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) ||
+        version=none
     echo "error: $python is not Python 3.11, 3.12 or 3.13 (version: $version); name one with PYTHON=..." >&2
     exit 2
 }
