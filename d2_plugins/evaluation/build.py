@@ -1,13 +1,25 @@
 """Builder of the evaluator that a config and a dataset require."""
 
+import logging
+from importlib.util import find_spec
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import (
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
 
 from .coco import FastCOCOEvaluator, check_engine
 from .corruptions import build_corruptions
 from .proposal_evaluator import ProposalRecallEvaluator
 from .voc import VOCEvaluator, voc_form
+
+logger = logging.getLogger(__name__)
+
+_KINDS = ("coco", "pascal_voc", "coco_panoptic_seg")
 
 __all__ = ["build_evaluator", "check_test_config", "predicts_instances"]
 
@@ -18,8 +30,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     The ``evaluator_type`` of the metadata decides. "coco", the default, gives
     :class:`~d2_plugins.evaluation.FastCOCOEvaluator`; for a VOC dataset in COCO form, such as
     ``voc_2007_test_coco``, VOC's own AP is added (``bbox_voc``). "pascal_voc" gives
-    :class:`~d2_plugins.evaluation.VOCEvaluator`. Box proposals are evaluated for a ProposalNetwork,
-    and for any other model if ``TEST.PROPOSAL_RECALL`` is set.
+    :class:`~d2_plugins.evaluation.VOCEvaluator`. "coco_panoptic_seg" adds the segmentation of a
+    PanopticFPN to "coco": its mean IoU, and its panoptic quality if panopticapi is installed. Box
+    proposals are evaluated for a ProposalNetwork, and for any other model if
+    ``TEST.PROPOSAL_RECALL`` is set.
 
     Args:
         cfg: the whole config.
@@ -31,10 +45,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     """
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type", "coco")
-    if kind not in ("coco", "pascal_voc"):
+    if kind not in _KINDS:
         raise ValueError(
-            f"evaluator_type of dataset '{dataset_name}' is '{kind}'; allowed: coco, pascal_voc"
+            f"evaluator_type of dataset '{dataset_name}' is '{kind}'; allowed: {', '.join(_KINDS)}"
         )
+    with_stuff = kind == "coco_panoptic_seg" and cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
+    kind = "coco" if kind == "coco_panoptic_seg" else kind
     instances = predicts_instances(cfg)
     evaluators: list[DatasetEvaluator] = []
     if instances and kind == "pascal_voc":
@@ -58,7 +74,24 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
             # that train on precomputed proposals.
             folder = None if instances else output_folder
             evaluators.append(ProposalRecallEvaluator(coco.ground_truth, output_dir=folder))
+    if with_stuff:
+        evaluators += _segmentation_evaluators(cfg, dataset_name, output_folder)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _segmentation_evaluators(
+    cfg: CfgNode, dataset_name: str, output_folder: str
+) -> list[DatasetEvaluator]:
+    evaluators: list[DatasetEvaluator] = [SemSegEvaluator(dataset_name, output_dir=output_folder)]
+    if cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED:
+        if find_spec("panopticapi"):
+            evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
+        else:
+            logger.warning(
+                "The panoptic quality is left out: panopticapi is not installed "
+                "(https://github.com/cocodataset/panopticapi)"
+            )
+    return evaluators
 
 
 def check_test_config(cfg: CfgNode) -> None:

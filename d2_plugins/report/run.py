@@ -20,7 +20,7 @@ __all__ = ["MissingError", "Predictions", "Results", "Run", "load_predictions", 
 # Task -> metric -> value, as an evaluator returns them.
 Results = dict[str, dict[str, float]]
 
-_TASK = re.compile(r"(bbox|segm|keypoints|box_proposals)(_.+)?")
+_TASK = re.compile(r"(bbox|segm|keypoints|box_proposals|sem_seg|panoptic_seg)(_.+)?")
 
 
 class MissingError(Exception):

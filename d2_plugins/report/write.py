@@ -48,7 +48,7 @@ from .thresholds import Matches, confusion_matrix, match_detections
 
 __all__ = ["write_report"]
 
-_AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mAP_07", "mAP_10")
+_AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mAP_07", "mAP_10", "mIoU", "PQ")
 # VOC's metrics and what they are called.
 _VOC_METRICS = {"mAP_07": "VOC mAP, 11 points", "mAP_10": "VOC mAP, area"}
 _AR_COLUMNS = ("AR@100", "AR@300", "AR@1000")
@@ -57,6 +57,8 @@ _TASK_NAMES = {
     "bbox_voc": "boxes, VOC",
     "segm": "masks",
     "keypoints": "keypoints",
+    "sem_seg": "stuff",
+    "panoptic_seg": "things and stuff",
     "box_proposals": "final",
 }
 # Longer tables of classes are folded away; larger confusion matrices become a list.

@@ -58,7 +58,7 @@ def test_wrong_configs(tmp_path: Path, dataset: str) -> None:
         with pytest.raises(ValueError, match=rf"TEST\.{key} .*allowed: {allowed}"):
             check_test_config(wrong)
     MetadataCatalog.get("lvis_like").set(evaluator_type="lvis")
-    with pytest.raises(ValueError, match=r"'lvis_like' is 'lvis'; allowed: coco, pascal_voc"):
+    with pytest.raises(ValueError, match=r"is 'lvis'; allowed: coco, pascal_voc, coco_panoptic"):
         build_evaluator(cfg, "lvis_like", str(tmp_path))
     MetadataCatalog.remove("lvis_like")
 

@@ -10,6 +10,10 @@ __all__ = ["missing_dataset_hint", "missing_message"]
 # Names of detectron2's datasets and ours, and the arguments that prepare them.
 _COMMANDS = (
     (r"(keypoints_)?coco_2017_(train|val)", "coco2017"),
+    (
+        r"coco_2017_(train|val)_panoptic_(separated|stuffonly)",
+        "coco2017 --splits panoptic-train panoptic-val",
+    ),
     (r"coco_2017_test(-dev)?", "coco2017 --splits test"),
     (r"voc_(2007|2012)_(train|val|trainval|test)(_coco)?", "voc"),
     (r"penn_fudan_(train|val)", "penn_fudan"),
@@ -33,7 +37,7 @@ def missing_dataset_hint(name: str) -> str | None:
     metadata = MetadataCatalog.get(name)
     paths = getattr(metadata, "required_paths", None)
     if paths is None:
-        keys = ("json_file", "image_root", "dirname")
+        keys = ("json_file", "image_root", "sem_seg_root", "dirname")
         paths = [str(getattr(metadata, key)) for key in keys if getattr(metadata, key, None)]
     missing = [path for path in paths if "://" not in path and not Path(path).exists()]
     return missing_message(name, missing[0]) if missing else None

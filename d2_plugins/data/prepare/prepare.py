@@ -17,6 +17,7 @@ from ..datasets.derived_coco import CocoDataset
 from ..datasets.registration import datasets
 from .download import check_md5, download
 from .recipes import RECIPES, Archive
+from .stuff import derive_stuff
 from .unpack import unpack
 
 __all__ = ["Count", "prepare", "verify"]
@@ -31,7 +32,7 @@ class Count:
     Attributes:
         name: name in detectron2's catalogs.
         images: number of images; all have a file.
-        annotations: number of boxes, including crowds.
+        annotations: number of boxes or segments, including crowds.
         official_images: number of images that the authors state.
     """
 
@@ -229,7 +230,10 @@ def _count(dataset: CocoDataset, official: int) -> Count:
     return Count(
         name=dataset.name,
         images=len(names),
-        annotations=len(content.get("annotations", ())),
+        annotations=sum(
+            len(a["segments_info"]) if "segments_info" in a else 1
+            for a in content.get("annotations", ())
+        ),
         official_images=official,
     )
 
@@ -240,7 +244,20 @@ def _coco2017(root: Path) -> list[CocoDataset]:
         _coco_split(root / "coco", "train", "instances_train2017.json"),
         _coco_split(root / "coco", "val", "instances_val2017.json"),
         _coco_split(root / "coco", "test", "image_info_test2017.json"),
+        *(_coco_panoptic(root / "coco", split) for split in ("train", "val")),
     ]
+
+
+def _coco_panoptic(home: Path, split: str) -> CocoDataset:
+    json_file, image_root = home / f"annotations/panoptic_{split}2017.json", home / f"{split}2017"
+    return CocoDataset(
+        name=f"coco_2017_{split}_panoptic_separated",
+        class_names=(),
+        json_file=json_file,
+        image_root=image_root,
+        requires=(json_file, image_root),
+        derive=lambda: derive_stuff(home, split),
+    )
 
 
 def _coco_split(home: Path, split: str, annotations: str) -> CocoDataset:

@@ -69,17 +69,28 @@ _COCO2017 = Recipe(
             markers={
                 "train": "annotations/instances_train2017.json",
                 "val": "annotations/instances_val2017.json",
+                "panoptic-train": "annotations/instances_train2017.json",
+                "panoptic-val": "annotations/instances_val2017.json",
+            },
+        ),
+        # The JSON files, and one archive of pictures for each inside this archive.
+        Archive(
+            url=f"{_COCO}/annotations/panoptic_annotations_trainval2017.zip",
+            md5=None,
+            markers={
+                "panoptic-train": "annotations/panoptic_train2017.json",
+                "panoptic-val": "annotations/panoptic_val2017.json",
             },
         ),
         Archive(
             url=f"{_COCO}/zips/val2017.zip",
             md5="442b8da7639aecaf257c1dceb8ba8c80",
-            markers={"val": "val2017"},
+            markers={"val": "val2017", "panoptic-val": "val2017"},
         ),
         Archive(
             url=f"{_COCO}/zips/train2017.zip",
             md5="cced6f7f71b7629ddf16f17bbcfab6b2",
-            markers={"train": "train2017"},
+            markers={"train": "train2017", "panoptic-train": "train2017"},
         ),
         Archive(
             url=f"{_COCO}/annotations/image_info_test2017.zip",
@@ -97,6 +108,8 @@ _COCO2017 = Recipe(
         "train": {"coco_2017_train": 118287},
         "val": {"coco_2017_val": 5000},
         "test": {"coco_2017_test": 40670},
+        "panoptic-train": {"coco_2017_train_panoptic_separated": 118287},
+        "panoptic-val": {"coco_2017_val_panoptic_separated": 5000},
     },
 )
 

@@ -56,6 +56,10 @@ def test_classes_are_known_before_any_data_is_read(tmp_path: Path) -> None:
         ("coco_2017_train", "coco2017"),
         ("keypoints_coco_2017_val", "coco2017"),
         ("coco_2017_test", "coco2017 --splits test"),
+        (
+            "coco_2017_val_panoptic_separated",
+            "coco2017 --splits panoptic-train panoptic-val",
+        ),
     ],
 )
 def test_missing_data_comes_with_the_command(name: str, arguments: str, tmp_path: Path) -> None:
