@@ -41,6 +41,7 @@ _PARTS = {
     "backbone": "FPN",
     "proposal_generator": "proposal generator",
     "head": "dense head",
+    "sem_seg_head": "semantic head",
     "roi_heads.box_pooler": "box pooler",
     "roi_heads.box_head.fc_head": "fc head",
     "roi_heads.box_head.conv_head": "conv head",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -66,6 +66,8 @@ class FixedWork(nn.Module):
         images = model.preprocess_image(inputs)
         features = model.backbone(images.tensor)
         outputs: list[object] = []
+        if isinstance(model, PanopticFPN):
+            outputs.append(model.sem_seg_head(features, None)[0])
         if model.proposal_generator is not None:
             outputs += model.proposal_generator(images, features, None)[0]
         with _boxes_alone(model.roi_heads):

@@ -33,6 +33,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             task: name of the results.
         """
         super().__init__(dataset_name)
+        self._is_2007: bool = MetadataCatalog.get(dataset_name).year == 2007
         self._task = task
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:

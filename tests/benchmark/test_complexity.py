@@ -137,6 +137,18 @@ def test_mask_head_runs_on_the_detections() -> None:
     assert work.model.roi_heads.mask_on
 
 
+def test_semantic_head_of_a_panoptic_fpn_equals_closed_forms() -> None:
+    cfg = baseline_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    work = build_fixed_work(cfg, (64, 64))
+    work.num_proposals, work.num_detections = 8, 5
+    cells = {stride: 64 * 64 // stride**2 for stride in (4, 8, 16, 32)}
+    # Each feature is brought to stride 4 by convolutions with a doubling of the size after each.
+    first = 9 * 256 * 128 * (cells[4] + cells[8] + cells[16] + cells[32])
+    later = 9 * 128 * 128 * (cells[8] + cells[16] + cells[8])
+    assert part_flops(work)["semantic head"] == first + later + 128 * 54 * cells[4]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_equals_fvcores_traced_count() -> None:
     cfg = model_zoo.get_config("Demo/csp_cascade.yaml")
