@@ -1,9 +1,9 @@
 # make demo and make test are the two commands; both set up $(VENV) first. The linters and test tools
-# are installed for make test, lint and format only.
+# are installed for make test, lint, format and docs only.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install install-dev demo test lint format clean
+.PHONY: install install-dev demo docs test lint format clean
 
 install:
 	dev/install.sh $(VENV)
@@ -24,9 +24,12 @@ lint: install-dev
 test: lint
 	$(PY) -m pytest -n 2 --dist worksteal
 
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 format: install-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info output .pytest_cache .mypy_cache .ruff_cache .hypothesis

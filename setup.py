@@ -108,6 +108,8 @@ setup(
             "hypothesis",
             "import-linter",
             "markdown-it-py",
+            "mkdocs-material",
+            "mkdocstrings-python",
             "mypy",
             "packaging",
             "pytest",
