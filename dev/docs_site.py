@@ -22,18 +22,19 @@ PAGES = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
 }
 
-# Pages of the API reference and their modules; of a package, the names that it exports.
+# Pages of the API reference and their modules; of a package, the names that it exports. If griffe
+# takes a function for the module of the same name, that module is listed too.
 API = {
     "index": ("", "config", "model_zoo", "errors", "files"),
     "modeling": ("modeling",),
     "backbone": ("modeling.backbone",),
     "proposal_generator": ("modeling.proposal_generator",),
     "roi_heads": ("modeling.roi_heads",),
-    "layers": ("layers", "layers.padding"),
+    "layers": ("layers", "layers.local_attention", "layers.padding"),
     "data": ("data", "data.images", "data.loader", "data.mapper"),
     "checkpoint": ("checkpoint",),
     "evaluation": ("evaluation",),
-    "engine": ("engine", "engine.hooks", "engine.train_step"),
+    "engine": ("engine", "engine.setup", "engine.launch", "engine.hooks", "engine.train_step"),
     "report": ("report", "report.comparison"),
     "visualization": tuple(
         f"visualization.{name}"

@@ -5,7 +5,7 @@ with .mp4. --json writes all detections in COCO's result format; image_id is the
 among the inputs, or of the frame, from 0, and file_name the file. Class names are those of the
 config's datasets. --track numbers the objects of a video, or of --input files that are the frames
 of one, so that each keeps its number: it is drawn, and written as track_id (null until the object
-is found in a second frame). An image that cannot be read or drawn is named and passed over; the
+is found in a second frame). Images that cannot be read or drawn are reported and skipped; the
 exit status is then 1. A video ends at the first frame that cannot be decoded, a webcam with Ctrl-C.
 """
 

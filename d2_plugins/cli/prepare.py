@@ -22,6 +22,13 @@ from .parsers import exit_status, text_parser
 
 __all__ = ["main"]
 
+_CONTENT = {
+    "coco2017": "COCO 2017: 123,287 photos of 80 classes, about 20 GB",
+    "voc": "PASCAL VOC 2007 and 2012: photos of 20 classes",
+    "penn_fudan": "Penn-Fudan: 170 photos of pedestrians, with masks",
+    "bccd": "BCCD: 364 microscope images of blood cells",
+}
+
 _EXAMPLE = """
 Examples:
     $ d2-plugins prepare shapes
@@ -62,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="dataset root (default: DETECTRON2_DATASETS, or ./datasets)",
     )
     for name, recipe in RECIPES.items():
-        command = commands.add_parser(name, parents=[common], help=f"prepare {name}")
+        command = commands.add_parser(name, parents=[common], help=f"download {_CONTENT[name]}")
         command.add_argument("--splits", nargs="+", choices=recipe.splits)
         command.add_argument(
             "--from",

@@ -3,8 +3,8 @@
 The dataset is DATASETS.TRAIN, any registered one (--dataset) or your own (--data, or --train-json
 and --train-images). `--source dataloader` draws the samples of the training loader: after
 augmentation, with masks if MODEL.MASK_ON is set, in the order of a run with the config's SEED.
-Pictures are named by their number and their image. An image that cannot be read is named and passed
-over; the exit status is then 1.
+Pictures are named by their number and their image. Unreadable images are reported and
+skipped; the exit status is then 1.
 """
 
 import argparse
