@@ -102,6 +102,8 @@ setup(
             "yacs",
         ],
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
         "track": ["trackers>=2.6"],
         "dev": [
             "filelock",

@@ -232,6 +232,9 @@ _C.TEST.REPORT = True
 _C.TEST.INFERENCE_FORM = True
 # Metric by which the best checkpoint is kept, e.g. "bbox/AP"; "" keeps none.
 _C.TEST.BEST_METRIC = ""
+# Stop the training after this number of evaluations without a better TEST.BEST_METRIC; 0 never
+# does. Evaluations are every TEST.EVAL_PERIOD iterations.
+_C.TEST.EARLY_STOP_PATIENCE = 0
 # Engine of COCO evaluation: "faster-coco-eval" or "pycocotools"; both give the same numbers.
 _C.TEST.COCO_EVALUATOR = "faster-coco-eval"
 # Evaluate the average recall of the proposals of a two-stage detector, and of each stage of a
@@ -249,6 +252,10 @@ _C.TEST.OCCLUSION_FILL = "grey"
 _C.TEST.BLUR_SIGMA = 2.0
 # Standard deviation of the Gaussian noise, in grey levels of 255.
 _C.TEST.NOISE_STD = 25.0
+
+# Tracking services that metrics are written to, besides metrics.json and TensorBoard: "wandb" and
+# "mlflow". They need the extra of the same name, and read their own environment variables.
+_C.OUTPUT_WRITERS = []
 
 
 def get_cfg() -> CN:

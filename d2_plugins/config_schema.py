@@ -396,6 +396,7 @@ RULES: dict[str, Rule] = {
     "TEST.AUG.MIN_SIZES": each(_PIXELS, least=1),
     "TEST.AUG.MAX_SIZE": _PIXELS,
     "TEST.PRECISE_BN.NUM_ITER": whole(1),
+    "TEST.EARLY_STOP_PATIENCE": whole(0),
     "TEST.COCO_EVALUATOR": one_of("faster-coco-eval", "pycocotools"),
     "TEST.CORRUPTIONS": each(one_of("occlusion", "blur", "noise")),
     "TEST.CORRUPTION_SEED": whole(0, 2**32 - 1),
@@ -404,6 +405,7 @@ RULES: dict[str, Rule] = {
     "TEST.BLUR_SIGMA": positive(1000),
     "TEST.NOISE_STD": real(0, 1e6),
     "OUTPUT_DIR": Rule("the name of a folder", lambda v: isinstance(v, str) and v.strip() != ""),
+    "OUTPUT_WRITERS": each(one_of("wandb", "mlflow")),
     "SEED": whole(-1, 2**31 - 1),
     "VIS_PERIOD": whole(0),
 }
@@ -486,6 +488,7 @@ def _conflicts(cfg: CfgNode) -> Iterator[str]:
     yield from _roi_head_conflicts(cfg)
     yield from _matcher_conflicts(cfg)
     yield from _input_conflicts(cfg)
+    yield from _early_stop_conflicts(cfg)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
         yield (
@@ -498,6 +501,16 @@ def _conflicts(cfg: CfgNode) -> Iterator[str]:
             f"{cfg.SOLVER.IMS_PER_BATCH} and SOLVER.REFERENCE_WORLD_SIZE {reference}: divisors of "
             f"{cfg.SOLVER.IMS_PER_BATCH // reference}, the number of images per process"
         )
+
+
+def _early_stop_conflicts(cfg: CfgNode) -> Iterator[str]:
+    test = cfg.TEST
+    for key, needed in (("BEST_METRIC", "a metric such as bbox/AP"), ("EVAL_PERIOD", "at least 1")):
+        if test.EARLY_STOP_PATIENCE and not test[key]:
+            yield (
+                f"TEST.{key} is {_shown(test[key])}; allowed with TEST.EARLY_STOP_PATIENCE "
+                f"{test.EARLY_STOP_PATIENCE}: {needed}"
+            )
 
 
 def _proposal_conflicts(cfg: CfgNode) -> Iterator[str]:

@@ -43,6 +43,7 @@ _DETECTRON2 = """## Keys of detectron2
 These keys keep detectron2's meaning and defaults; `detectron2/config/defaults.py` describes them.
 Their values are checked. Keys that are not listed must have the type of their default.
 """
+_TOP_LEVEL = "Top level"
 _RULE = re.compile(r"# -{20,}")
 _COMMENT = re.compile(r"# ?(.*)")
 _KEY = re.compile(r"_C\.([\w.]+) = (.*)", re.S)
@@ -120,7 +121,7 @@ def format_page(source: str, defaults: CfgNode) -> str:
     keys, introductions = read_keys(source)
     lines = [_HEADER]
     for node in dict.fromkeys(key.node for key in keys):
-        lines += [f"## {node}", ""]
+        lines += [f"## {node or _TOP_LEVEL}", ""]
         if node in introductions:
             lines += [_text(introductions[node]), ""]
         lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]

@@ -17,6 +17,8 @@ from torch import nn
 from ..checkpoint import PluginCheckpointer
 from ..errors import UsageError, nearest
 from ..model_zoo import find_config
+from ..progress import with_progress
+from .hooks import MetricWriter, Progress
 from .train_step import StepTrainer, wrap_ddp
 
 __all__ = ["evaluate", "load_lazy_config", "train"]
@@ -87,8 +89,10 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:
     )
     checkpointer = PluginCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     results: dict[str, Any] = {}
+    progress = Progress()
 
     def test() -> dict[str, Any] | None:
+        progress.hide()
         results.update(evaluate(cfg, model) or {})
         return results or None
 
@@ -98,9 +102,10 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any] | None:
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            progress,
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
             hooks.EvalHook(cfg.train.eval_period, test),
-            hooks.PeriodicWriter(writers, period=cfg.train.log_period) if is_main else None,
+            MetricWriter(writers, period=cfg.train.log_period) if is_main else None,
         ]
     )
     found = resume and checkpointer.has_checkpoint()
@@ -115,9 +120,9 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any] | None:
     """Evaluate on ``dataloader.test`` with ``dataloader.evaluator``; None without one."""
     if "evaluator" not in cfg.dataloader:
         return None
-    results: dict[str, Any] = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    loader = with_progress(instantiate(cfg.dataloader.test), "evaluating")
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    results: dict[str, Any] = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 

@@ -1,5 +1,6 @@
 """Trainer for GPU and CPU whose resumed runs end with the same weights."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
@@ -30,8 +32,18 @@ from ..evaluation import (
     merge_results,
 )
 from ..modeling.roi_heads.double_head_box_head import ConvHead
-from .hooks import BestCheckpoint, SeedPerIteration, build_ema
+from ..progress import with_progress
+from .hooks import (
+    BestCheckpoint,
+    EarlyStopping,
+    MetricWriter,
+    Progress,
+    SeedPerIteration,
+    StopTraining,
+    build_ema,
+)
 from .train_step import StepTrainer, amp_dtype, wrap_ddp
+from .writers import build_run_writers, forget_runs
 
 __all__ = ["Trainer", "scale_to_world_size"]
 
@@ -47,10 +59,13 @@ class Trainer(DefaultTrainer):
     It adds data-parallel training on CPUs, mixed precision on either device, accumulated gradients
     (``SOLVER.ACCUMULATE``), clipping of the gradient norm of the whole model
     (``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"``), an average of the weights that is evaluated
-    and saved instead of them (``SOLVER.EMA``), atomic checkpoints and the best checkpoint by
-    ``TEST.BEST_METRIC``. A run depends only on ``SEED`` and the iteration: a resumed run ends with
-    the weights of an uninterrupted one, bit for bit on a CPU.
+    and saved instead of them (``SOLVER.EMA``), atomic checkpoints, the best checkpoint by
+    ``TEST.BEST_METRIC``, early stopping by it (``TEST.EARLY_STOP_PATIENCE``) and writers to
+    tracking services (``OUTPUT_WRITERS``). A run depends only on ``SEED`` and the iteration: a
+    resumed run ends with the weights of an uninterrupted one, bit for bit on a CPU.
     """
+
+    _last_eval_results: dict[str, Any]
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build model, optimizer, data loader, checkpointer and hooks.
@@ -92,6 +107,8 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._progress = Progress()
+        self._evaluated_iters = 0
         self._seeds = SeedPerIteration(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         self.register_hooks(self.build_hooks())
 
@@ -124,29 +141,43 @@ class Trainer(DefaultTrainer):
             )
         if self.start_iter == 0 and comm.is_main_process():
             _set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+            forget_runs(self.cfg.OUTPUT_DIR)
         if isinstance(self.data_loader, TrainLoader):
             self.data_loader.seek(self.start_iter, self._seeds.seed)
 
     def train(self) -> dict[str, Any] | None:
-        """Train from ``start_iter`` to ``max_iter``.
+        """Train from ``start_iter`` to ``max_iter``, or until a hook stops the training.
 
         Returns:
             Results of the last evaluation; None in all processes except the main one.
         """
         if self._classes and comm.is_main_process():
             self._classes.write(self.cfg.OUTPUT_DIR)
-        super().train()
-        return getattr(self, "_last_eval_results", None) if comm.is_main_process() else None
+        with contextlib.suppress(StopTraining):  # DefaultTrainer.train cannot be stopped
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        if not comm.is_main_process():
+            return None
+        results = getattr(self, "_last_eval_results", None)
+        if self.cfg.TEST.EXPECTED_RESULTS:
+            verify_results(self.cfg, results or {})
+        return results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return detectron2's writers and those of ``OUTPUT_WRITERS``."""
+        return [*super().build_writers(), *build_run_writers(self.cfg)]
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Return the hooks in the order in which they run; a None is skipped."""
         cfg, is_main = self.cfg, comm.is_main_process()
         period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+        best = BestCheckpoint(period, self.checkpointer, metric) if metric and is_main else None
+        patience = cfg.TEST.EARLY_STOP_PATIENCE
         return [
             self._seeds,
             self._ema,
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            self._progress,
             # It changes the model, so it precedes checkpoint and evaluation.
             self._build_precise_bn(),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
@@ -154,9 +185,10 @@ class Trainer(DefaultTrainer):
             else None,
             # After the checkpoint, which is then available if the evaluation fails.
             hooks.EvalHook(period, self._evaluate),
-            BestCheckpoint(period, self.checkpointer, metric) if metric and is_main else None,
+            best,
+            EarlyStopping(patience, period, self.checkpointer, best) if patience else None,
             # Last, because it writes the metrics of the evaluation.
-            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+            MetricWriter(self.build_writers(), period=20) if is_main else None,
         ]
 
     def _build_precise_bn(self) -> hooks.PreciseBN | None:
@@ -171,11 +203,26 @@ class Trainer(DefaultTrainer):
         return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, precise_bn.NUM_ITER)
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the weights that are saved: with ``SOLVER.EMA``, their average."""
+        """Evaluate the weights that are saved: with ``SOLVER.EMA``, their average.
+
+        After a training that was stopped, its last evaluation is not repeated; only the test-time
+        augmentation of ``TEST.AUG`` is missing then.
+        """
+        self._progress.hide()
         model = self.model if self._ema is None else self._ema.averaged
         is_last = self.iter + 1 >= self.max_iter
+        iters = min(self.iter + 1, self.max_iter)
+        if iters == self._evaluated_iters:
+            new = self.test_augmented(self.cfg, model) if self.cfg.TEST.AUG.ENABLED else {}
+            self._last_eval_results = merge_results(self._last_eval_results, new)
+            return new
         self._last_eval_results = self.evaluate(self.cfg, model, augmented=is_last)
+        self._evaluated_iters = iters
         return self._last_eval_results
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; after the last iteration, still with the number of that one."""
+        return super().state_dict() | {"iteration": min(self.iter, self.max_iter - 1)}
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -210,9 +257,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """Return detectron2's test loader with this package's mapper."""
+        """Return detectron2's test loader with this package's mapper, and a bar on a terminal."""
         mapper = PluginDatasetMapper(cfg, is_train=False)
-        return build_test_loader(cfg, dataset_name, mapper)
+        loader = build_test_loader(cfg, dataset_name, mapper)
+        return with_progress(loader, f"evaluating {dataset_name}")
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -12,6 +12,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 
+from ..progress import with_progress
 from .build import build_evaluator
 from .corruptions import Corruption, CorruptionMapper, build_corruptions
 
@@ -130,6 +131,7 @@ def evaluate_variant(
     loader = build_detection_test_loader(
         dataset, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+    loader = with_progress(loader, f"evaluating {dataset_name}, {suffix}")
     results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name, folder))
     print_csv_format(results)
     return {f"{task}_{suffix}": values for task, values in results.items()}

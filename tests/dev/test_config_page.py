@@ -23,7 +23,7 @@ def test_page_has_all_keys_with_their_defaults() -> None:
     for line in page().partition("## Keys of detectron2")[0].splitlines():
         node = line[3:] if line.startswith("## ") else node
         if row := re.match(r"\| `(\w+)` \| `(.*?)` \| (.+?) \| .+ \|$", line):
-            listed[f"{node}.{row[1]}"] = row[2]
+            listed[row[1] if node == "Top level" else f"{node}.{row[1]}"] = row[2]
     ours = {key: value for key, value in leaves(get_cfg()) if key not in dict(leaves(stock))}
     assert set(listed) == set(ours)
     for key, default in listed.items():
