@@ -101,6 +101,11 @@ def _run(args: argparse.Namespace) -> int:
         rows, num_unreadable = detect_images(images, _build_detector(args), window, tracker)
     else:
         rows = _run_video(args, window)
+    if not rows and not num_unreadable:
+        print(
+            f"no object has a score of {args.confidence_threshold:g} or more; a lower "
+            "--confidence-threshold shows less certain ones"
+        )
     if args.json:
         atomic_write_json(args.json, rows)
         print(f"wrote {args.json}: {len(rows)} objects")

@@ -126,11 +126,14 @@ def test_video(folder: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"street.mp4", "rows.json"}
 
 
-def test_where_nothing_is_detected_nothing_is_drawn(folder: Path, tmp_path: Path) -> None:
+def test_where_nothing_is_detected_nothing_is_drawn(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rest = ["--output", tmp_path, "--json", tmp_path / "rows.json", "--confidence-threshold", 1]
     photograph = folder / "images" / "002.png"
     assert command(folder, "--input", photograph, *rest) == 0
     assert json.loads((tmp_path / "rows.json").read_text()) == []
+    assert "no object has a score of 1 or more; a lower --conf" in capsys.readouterr().out
     assert np.array_equal(cv2.imread(str(tmp_path / "002.png")), cv2.imread(str(photograph)))
     assert command(folder, "--video-input", folder / "street.mp4", *rest) == 0
     drawn, frames = (read_video(at / "street.mp4")[0] for at in (tmp_path, folder))
