@@ -83,7 +83,7 @@ def _check(data: list[tuple[Path, Path]], args: argparse.Namespace) -> int:
 def _registered(name: str) -> tuple[Path, Path]:
     if name not in DatasetCatalog:
         near = nearest(name, DatasetCatalog)
-        raise UsageError(f"there is no dataset '{name}'. Nearest: {near}")
+        raise UsageError(f"there is no dataset or folder '{name}'. Nearest: {near}")
     hint = missing_dataset_hint(name)
     if hint:
         raise UsageError(hint)

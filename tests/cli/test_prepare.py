@@ -114,7 +114,7 @@ def test_check_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["penn_fudan", "--link"], "--link needs --from"),
         (["penn_fudan", "--from", "nowhere"], "no folder nowhere"),
         (["check"], "--json and --images"),
-        (["check", "shapes_trian"], "there is no dataset 'shapes_trian'. Nearest: shapes_train"),
+        (["check", "shapes_trian"], "no dataset or folder 'shapes_trian'. Nearest: shapes_train"),
         (["check", "voc_2007_test_coco"], "d2-plugins prepare voc"),
     ],
 )
