@@ -15,7 +15,7 @@ from tests.support.helpers import REPO
 from tests.support.project import DETECTRON2, DEV, PACKAGE, PYTHONS, RUN, holds, pins
 
 # The extras that make test adds; make install has all others.
-DEV_EXTRAS = {"dev", "track"}
+DEV_EXTRAS = {"dev", "docs", "track"}
 # torch pins these itself, or leaves them out on machines without CUDA.
 TORCHS_OWN = re.compile(r"triton|(nvidia|cuda)-.*")
 OPENCV = "opencv-python-headless"
