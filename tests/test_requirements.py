@@ -14,8 +14,9 @@ from packaging.version import Version
 from tests.support.helpers import REPO
 from tests.support.project import DETECTRON2, DEV, PACKAGE, PYTHONS, RUN, holds, pins
 
-# The extras that make test adds; make install has all others.
-DEV_EXTRAS = {"dev", "docs", "track"}
+# The extras of make install, and those that make test adds. The tests replace wandb and mlflow.
+RUN_EXTRAS = ("detectron2", "export")
+DEV_EXTRAS = ("dev", "track")
 # torch pins these itself, or leaves them out on machines without CUDA.
 TORCHS_OWN = re.compile(r"triton|(nvidia|cuda)-.*")
 OPENCV = "opencv-python-headless"
@@ -33,8 +34,8 @@ def declared(*extras: str) -> list[str]:
     return [*build, *PACKAGE["install_requires"], *optional]
 
 
-RUN_REQUIREMENTS = declared(*set(PACKAGE["extras_require"]) - DEV_EXTRAS)
-DEV_REQUIREMENTS = declared(*PACKAGE["extras_require"])
+RUN_REQUIREMENTS = declared(*RUN_EXTRAS)
+DEV_REQUIREMENTS = declared(*RUN_EXTRAS, *DEV_EXTRAS)
 
 
 def closure(
