@@ -92,6 +92,8 @@ def next_steps(args: argparse.Namespace, cfg: CfgNode) -> str:
     opts = ("MODEL.WEIGHTS", str(weights))
     image = ("--input", _example(cfg))
     detected, exported = str(folder / "detected"), str(folder / "model.ts")
+    # Patience may have stopped the run, and would stop it again.
+    patience = ("TEST.EARLY_STOP_PATIENCE", "0") if cfg.TEST.EARLY_STOP_PATIENCE else ()
     facts = {
         "detect": shlex.join(
             ["d2-plugins", "predict", *config, *image, "--output", detected, *opts]
@@ -100,7 +102,7 @@ def next_steps(args: argparse.Namespace, cfg: CfgNode) -> str:
             ["d2-plugins", "export", *config, *image, "--output", exported, *opts]
         ),
         "train longer": _command(
-            args, cfg, "--resume", "SOLVER.MAX_ITER", str(2 * cfg.SOLVER.MAX_ITER)
+            args, cfg, "--resume", "SOLVER.MAX_ITER", str(2 * cfg.SOLVER.MAX_ITER), *patience
         ),
     }
     if (folder / "report.html").is_file():

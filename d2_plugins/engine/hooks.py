@@ -208,14 +208,15 @@ class EarlyStopping(HookBase):
             return
         if self._best:
             logger.info(
-                "Stopped after %d of %d iterations: the last %d evaluations were not better than "
-                "%s %s of iteration %s (TEST.EARLY_STOP_PATIENCE is %d)",
+                "Stopped after %d of %d iterations: %s was not better than %s (iteration %s) in %d "
+                "evaluation%s in a row; TEST.EARLY_STOP_PATIENCE is %d",
                 next_iter,
                 self.trainer.max_iter,
-                not_better,
                 self._best.metric,
                 "none" if self._best.best_value is None else f"{self._best.best_value:.3f}",
                 self._best.best_iter,
+                not_better,
+                "s" * (not_better > 1),
                 self._patience,
             )
         self.trainer.max_iter = next_iter

@@ -55,8 +55,8 @@ def test_run_stops_and_leaves_what_a_run_of_that_length_leaves(
     with caplog.at_level(logging.INFO, "d2_plugins"):
         stopped = train(tmp_path / "stopped", opts)
     assert (
-        "Stopped after 8 of 14 iterations: the last 2 evaluations were not better than bbox/AP "
-        "3.000 of iteration 3" in caplog.text
+        "Stopped after 8 of 14 iterations: bbox/AP was not better than 3.000 (iteration 3) in 2 "
+        "evaluations in a row; TEST.EARLY_STOP_PATIENCE is 2" in caplog.text
     )
     assert len(evaluations) == 4  # the last evaluation is not repeated
     lines = (tmp_path / "stopped" / "metrics.json").read_text().splitlines()
