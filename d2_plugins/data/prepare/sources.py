@@ -240,7 +240,10 @@ def _lines(file: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    """List the images below a folder, without the pictures in the output folders of trainings."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    runs = {path.parent for path in folder.rglob("run.json")} - {folder}
+    return [file for file in files if runs.isdisjoint(file.parents)] if runs else files
 
 
 def _label_file(image: Path) -> Path:

@@ -177,6 +177,20 @@ def test_a_validation_set_is_split_off(
     assert (first.output, again.output) == (tmp_path / "out", tmp_path / "again")
 
 
+@pytest.mark.parametrize("write", [voc, flat_yolo])
+def test_pictures_of_runs_inside_the_folder_are_not_data(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """As after `--data .`, and predictions drawn below ./output under the names of their images."""
+    write(tmp_path)
+    first = find_data(tmp_path, tmp_path / "output" / "own" / "data")
+    (tmp_path / "output" / "own" / "run.json").touch()
+    photo(tmp_path / "output" / "own" / "detected" / "0.png")
+    again = find_data(tmp_path, tmp_path / "output" / "own" / "data")
+    assert again == first
+    assert sum(counts(again)) == (7 if write is voc else 9)
+
+
 def test_one_image_is_not_split(tmp_path: Path) -> None:
     coco(tmp_path / "data" / "annotations.json", tmp_path / "data", 1)
     assert counts(find_data(tmp_path / "data", tmp_path / "out")) == [1]
