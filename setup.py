@@ -65,7 +65,7 @@ setup(
     package_data={
         "d2_plugins": ["py.typed"],
         "d2_plugins.hub": ["*.jinja"],
-        "d2_plugins.report": ["*.jinja"],
+        "d2_plugins.report": ["*.jinja", "*.json"],
         "d2_plugins.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
     },
     # detectron2 is not listed: PyPI does not have it under its own name, and an installed one must

@@ -5,6 +5,7 @@
     dev/reproduce_tables.py --list                     # what is still to be trained
     dev/reproduce_tables.py --output output/tables     # all; many hours on two cores
 
+The table "shapes" is also written for the report of the demo, to d2_plugins/report/part_gains.json.
 The results of finished runs are kept in dev/records and are not repeated: delete a file there to
 train its run again.
 """
@@ -13,7 +14,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from dev.trained_tables import TABLES, format_table, missing_runs, replace_table, train_table
+from d2_plugins.files import atomic_write_json
+from d2_plugins.report import part_gains as gains_of_report
+from dev.trained_tables import (
+    TABLES,
+    format_table,
+    missing_runs,
+    part_gains,
+    replace_table,
+    train_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +37,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("output/tables"))
     parser.add_argument("--records", type=Path, default=ROOT / "dev" / "records")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--gains", type=Path, default=gains_of_report.FILE)
     parser.add_argument("--list", action="store_true", help="list the runs without a record")
     args = parser.parse_args()
     unknown = set(args.tables) - set(TABLES)
@@ -41,6 +52,8 @@ def main() -> int:
         results = train_table(table, args.output / name, records, train_net, jobs=args.jobs)
         text = format_table(table, results)
         replace_table(args.document, name, text)
+        if name == "shapes":
+            atomic_write_json(args.gains, part_gains(table, results))
         print(text, flush=True)
     return 0
 

@@ -25,6 +25,7 @@ __all__ = [
     "Table",
     "format_table",
     "missing_runs",
+    "part_gains",
     "replace_table",
     "train_table",
 ]
@@ -351,6 +352,30 @@ def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float
     seeds = ", ".join(map(str, table.seeds))
     opts = " ".join(f'"{o}"' if re.search(r"[^\w.@/-]", o) or not o else o for o in table.opts)
     return "\n".join([*lines, "", f"Options of every run: `{opts} SEED n`, n = {seeds}."])
+
+
+def part_gains(
+    table: Table, results: Mapping[str, Sequence[Mapping[str, float]]]
+) -> dict[str, object]:
+    """Return what the report of a demo shows: mean box AP of the base, and with the parts.
+
+    Args:
+        table: a table whose first row is the base and whose last row has all parts.
+        results: as :func:`train_table` returns them.
+    """
+
+    def entry(row: Row) -> dict[str, object]:
+        return {"label": row.label, "AP": mean(run["bbox/AP"] for run in results[row.label])}
+
+    base, *parts = [row for row in table.rows if row.weights_of is None]
+    return {
+        "config": parts[-1].config,
+        "title": table.title,
+        "runs": len(table.seeds),
+        "source": "docs/benchmarks.md",
+        "base": entry(base),
+        "parts": [entry(row) for row in parts],
+    }
 
 
 def _cell(values: Sequence[float]) -> str:

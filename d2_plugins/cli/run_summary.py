@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data.classes import Classes
 from ..report.facts import describe_model
+from ..report.next_steps import next_commands, train_command
 from ..report.record import device_name
 
 __all__ = ["describe_run", "next_steps"]
@@ -62,7 +63,7 @@ def _facts(
         yield "iterations", _schedule(cfg, getattr(loader, "num_images", None), start)
     yield "output", f"{cfg.OUTPUT_DIR}; its log.txt has the environment, the config and the model"
     if loader is not None:
-        yield "to continue", _command(args, cfg, "--resume")
+        yield "to continue", train_command(cfg, "--resume", num_gpus=args.num_gpus)
 
 
 def _with_number(name: str) -> str:
@@ -85,43 +86,11 @@ def next_steps(args: argparse.Namespace, cfg: CfgNode) -> str:
         args: its command line.
         cfg: its config.
     """
-    folder = Path(cfg.OUTPUT_DIR)
-    best = folder / "model_best.pth"
-    weights = best if best.is_file() else folder / "model_final.pth"
-    config = ("--config-file", str(folder / "config.yaml"))
-    opts = ("MODEL.WEIGHTS", str(weights))
-    image = ("--input", _example(cfg))
-    detected, exported = str(folder / "detected"), str(folder / "model.ts")
-    # Patience may have stopped the run, and would stop it again.
-    patience = ("TEST.EARLY_STOP_PATIENCE", "0") if cfg.TEST.EARLY_STOP_PATIENCE else ()
-    facts = {
-        "detect": shlex.join(
-            ["d2-plugins", "predict", *config, *image, "--output", detected, *opts]
-        ),
-        "export": shlex.join(
-            ["d2-plugins", "export", *config, *image, "--output", exported, *opts]
-        ),
-        "train longer": _command(
-            args, cfg, "--resume", "SOLVER.MAX_ITER", str(2 * cfg.SOLVER.MAX_ITER), *patience
-        ),
-    }
-    if (folder / "report.html").is_file():
-        facts = {"see the report": str(folder / "report.html"), **facts}
+    facts = next_commands(cfg, num_gpus=args.num_gpus)
+    report = Path(cfg.OUTPUT_DIR) / "report.html"
+    if report.is_file():
+        facts = {"see the report": str(report), **facts}
     return _table("Next:", facts)
-
-
-def _command(args: argparse.Namespace, cfg: CfgNode, *words: str) -> str:
-    processes = ("--num-gpus", str(args.num_gpus)) if args.num_gpus > 1 else ()
-    config = ("--config-file", str(Path(cfg.OUTPUT_DIR) / "config.yaml"))
-    return shlex.join(["d2-plugins", "train", *config, *processes, *words])
-
-
-def _example(cfg: CfgNode) -> str:
-    """Return an image of the validation set, or else a placeholder."""
-    for name in cfg.DATASETS.TEST:
-        for item in DatasetCatalog.get(name)[:1]:
-            return str(item["file_name"])
-    return "photo.jpg"
 
 
 def _table(title: str, facts: dict[str, str]) -> str:

@@ -50,8 +50,11 @@ def record_session(cfg: CfgNode, config_file: str, *, resume: bool) -> Iterator[
 
 
 def _session(cfg: CfgNode, config_file: str) -> dict[str, Any]:
+    # d2-plugins sets argv[0] to "d2-plugins train", for argparse; argv[1] is "train" too.
+    program = os.path.basename(sys.argv[0])
+    program = "d2-plugins" if program.startswith("d2-plugins ") else program
     return {
-        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "config_file": config_file,
         "weights": cfg.MODEL.WEIGHTS,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -35,6 +35,8 @@ from .html import (
     number,
     page,
 )
+from .next_steps import next_commands
+from .part_gains import gains_section
 from .pictures import (
     SCORE_THRESHOLD,
     choose_examples,
@@ -95,7 +97,9 @@ def write_report(
         *_results(run),
         *_all_predictions(run),
         *_data(run),
+        *gains_section(run),
         _config(run),
+        *_next(run),
     ]
     name = run.folder.resolve().name
     versions = f"d2_plugins {__version__}, detectron2 {detectron2.__version__}"
@@ -383,6 +387,20 @@ def _data(run: Run) -> Iterator[Section]:
         )
     else:
         yield Section("Data", [note, Table(head, rows)])
+
+
+def _next(run: Run) -> Iterator[Section]:
+    if run.cfg is None:
+        return
+    on_gpu = bool(run.sessions) and not str(run.sessions[-1].get("device")).startswith("CPU")
+    num_gpus = int(run.sessions[-1].get("processes", 1)) if on_gpu else 0
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(run.folder)
+    if commands := next_commands(cfg, num_gpus=num_gpus):
+        note = Note("Run in the folder that the training was started in:")
+        rows = [list(pair) for pair in commands.items()]
+        yield Section("What to run next", [note, Table(["", "command"], rows, is_text=True)])
 
 
 def _config(run: Run) -> Section:
