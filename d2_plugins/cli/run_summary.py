@@ -94,5 +94,5 @@ def next_steps(args: argparse.Namespace, cfg: CfgNode) -> str:
 
 
 def _table(title: str, facts: dict[str, str]) -> str:
-    width = max(map(len, facts))
+    width = max(map(len, facts), default=0)
     return "\n".join([title, *(f"  {name:{width}}  {text}" for name, text in facts.items())])

@@ -22,8 +22,10 @@ def test_next_steps(tmp_path: Path, toy_data: list[Any]) -> None:
     folder = tmp_path / "my run"
     folder.mkdir()
     cfg = toy_cfg(folder, [*toy_data, "SOLVER.MAX_ITER", 20])
+    assert lines(next_steps(parse_train_args([]), cfg)) == {}, "nothing without a checkpoint"
+    (folder / "model_final.pth").touch()
     steps = lines(next_steps(parse_train_args([]), cfg))
-    assert list(steps) == ["detect", "export", "train longer"]
+    assert list(steps) == ["detect", "export", "publish", "train longer"]
     image = str(tmp_path / "images" / "000.png")
     config = ["--config-file", f"{folder}/config.yaml"]
     assert shlex.split(steps["detect"]) == [

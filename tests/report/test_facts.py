@@ -59,6 +59,17 @@ def test_models_in_words(config: str, words: dict[str, str]) -> None:
     assert dict(describe_model(model_zoo.get_config(config))) == words
 
 
+@pytest.mark.parametrize("program", ["/bin/d2-plugins train", "/bin/d2-plugins", "train_net.py"])
+def test_the_command_can_be_run_again(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [program, "train", "--config-file", "a b.yaml"])
+    with record_session(toy_cfg(tmp_path), "", resume=False):
+        (session,) = read_sessions(tmp_path)
+    name = Path(program.split()[0]).name
+    assert session["command"] == f"{name} train --config-file 'a b.yaml'"
+
+
 def test_sessions_are_recorded(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "start.pth"])
     with record_session(cfg, "own.yaml", resume=False):
