@@ -196,6 +196,24 @@ def test_both_metrics_of_voc_against_their_definition(
     assert results["AP50"] == results["mAP_07"], "the dataset is of 2007"
 
 
+def test_classes_without_objects_are_left_out_of_vocs_means(
+    tmp_path: Path, voc: list[dict[str, Any]]
+) -> None:
+    """All is found but a difficult dog, of a class that has no other object."""
+    for obj, name, other in ((voc[1], "cat", "dog"), (voc[2], "dog", "cat")):
+        xml = tmp_path / f"Annotations/{obj['stem']}.xml"
+        xml.write_text(xml.read_text().replace(f"<name>{other}", f"<name>{name}"))
+    evaluator = build_evaluator(tiny_cfg(tmp_path, "voc_toy"), "voc_toy", str(tmp_path / "out"))
+    for _ in range(2):
+        evaluator.reset()
+        for obj in voc[:2]:
+            found = perfect(obj)
+            found.pred_classes[:] = 0
+            evaluator.process([{"image_id": obj["stem"]}], [{"instances": found}])
+        results = evaluator.evaluate()["bbox"]
+        assert [results["mAP_07"], results["mAP_10"]] == pytest.approx([100, 100])
+
+
 def test_voc_in_both_forms(tmp_path: Path, voc: list[dict[str, Any]]) -> None:
     cfg = tiny_cfg(tmp_path, "voc_toy")
     native = build_evaluator(cfg, "voc_toy", str(tmp_path / "native"))

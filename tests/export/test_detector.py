@@ -15,8 +15,13 @@ CASCADE = (
     *("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6)),
     *("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", ((10.0,) * 2 + (5.0,) * 2,) * 2),
 )
+LOCAL = (
+    *("MODEL.ATTENTION.NAME", "local", "MODEL.ATTENTION.POSITION", "cross"),
+    *("MODEL.ATTENTION.HEADS", 4, "MODEL.ATTENTION.WINDOW", 3),
+)
 MODELS = {
     "plain": (PLAIN, ()),
+    "local attention": (PLAIN, LOCAL),
     "flagship with masks": (FLAGSHIP, MASK),
     "selective conv head": (FLAGSHIP, (*MASK, *SELECTIVE)),
     "cascade": (PLAIN, ("MODEL.ROI_HEADS.NAME", "PluginCascadeROIHeads", *CASCADE)),
