@@ -1,12 +1,12 @@
 """Time of a call on the CPU or on a CUDA device, and the ratio of two calls measured in turn."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
 
-__all__ = ["elapsed", "median_ratio", "median_seconds"]
+__all__ = ["elapsed", "interleaved", "median_ratio", "median_seconds"]
 
 
 def elapsed(
@@ -76,3 +76,25 @@ def median_ratio(
         seconds = elapsed(candidate, device, clock)
         ratios.append(seconds / elapsed(baseline, device, clock))
     return median(ratios[1:])
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, device: str | torch.device = "cpu"
+) -> dict[str, list[float]]:
+    """Time several calls in turn, so that a change of the machine's load affects all of them.
+
+    Args:
+        runs: the calls by name. Each is called once before the measurements.
+        repeats: number of turns.
+        device: see :func:`elapsed`.
+
+    Returns:
+        The seconds of each call, one entry per turn.
+    """
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            seconds[name].append(elapsed(run, device))
+    return seconds

@@ -1,4 +1,4 @@
-"""Time the components against alternatives; results are ratios of times measured in turn.
+"""Time components and detectors against alternatives; results are ratios of times measured in turn.
 
 Each benchmark is a sub-command; its options are the arguments of its function.
 """
@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from ..benchmark.adaptive_conv import adaptive_conv
 from ..benchmark.cascade_rpn import cascade_rpn, region_matching
+from ..benchmark.detectors import detectors
 from ..benchmark.gpu_check import FULL, STEP_NAMES, TOY, gpu_check
 from ..benchmark.machine import describe_machine
 from ..benchmark.roi_heads import double_head, flagship_step, inverted_attention
@@ -39,6 +41,7 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, object]]] = {
     "double-head": double_head,
     "inverted-attention": inverted_attention,
     "flagship-step": flagship_step,
+    "detectors": detectors,
 }
 
 
@@ -64,7 +67,10 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(threads)
     print(describe_machine(), file=sys.stderr if as_json else sys.stdout, flush=True)
     results = benchmark(**options)
-    print(json.dumps(results) if as_json else "\n".join(_lines(results)))
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print(_table(results) or "\n".join(_lines(results)))
     return 0
 
 
@@ -113,14 +119,27 @@ def _add_gpu_check(commands: Any) -> None:
 
 def _add_option(command: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
     default = parameter.default
+    option = "--" + parameter.name.replace("_", "-")
+    if isinstance(default, bool):
+        command.add_argument(option, action=argparse.BooleanOptionalAction, default=default)
+        return
     several = isinstance(default, tuple)
     command.add_argument(
-        "--" + parameter.name.replace("_", "-"),
+        option,
         type=type(default[0] if several else default),
         nargs=len(default) if several else None,
         default=default,
         help=f"default: {default}",
     )
+
+
+def _table(results: Mapping[str, object]) -> str:
+    """Return a table of results that have the same numbers for several things; "" for others."""
+    rows = [dict(row) for row in results.values() if isinstance(row, Mapping)]
+    if len(rows) < max(2, len(results)) or any(row.keys() != rows[0].keys() for row in rows):
+        return ""
+    cells = [[name, *row.values()] for name, row in zip(results, rows, strict=True)]
+    return tabulate(cells, headers=["", *rows[0]], tablefmt="github", floatfmt=".3g")
 
 
 def _lines(results: Mapping[str, object], indent: str = "") -> list[str]:

@@ -30,6 +30,28 @@ def test_options_come_from_the_signature(
     assert lines[1:] == ["area: 24", "a:", "  inner: 2"]
 
 
+def several(first: bool = True) -> dict:
+    """A benchmark of several things.
+
+    Returns:
+        The same number for both.
+    """
+    return {"a": {"x": 1.0, "y": 0.25}, "b": {"x": float(first), "y": 2.0}}
+
+
+def test_the_same_numbers_of_several_things_are_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "BENCHMARKS", {"several": several})
+    main(["several", "--no-first"])
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()[1:]
+    ]
+    assert rows[0] == ["", "x", "y"]
+    assert rows[2:] == [["a", "1", "0.25"], ["b", "0", "2"]]
+
+
 def test_headline_numbers_have_fixed_names(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--size 5 6 --channels 4 --repeats 1 --slow-repeats 1 --threads 1 --json"
     main(["adaptive-conv", *options.split()])
