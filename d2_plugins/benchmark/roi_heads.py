@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import model_zoo
 from ..config import get_cfg
+from ..modeling import inference_form
 from .complexity import count_costs
 from .timing import median_ratio
 
@@ -48,7 +49,8 @@ def double_head(
     Args:
         num_rois: number of RoIs of an image.
         conv_head_share: share of the RoIs that the conv head sees in "Double-Head-Ext, selective",
-            see ``MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE``; it sees all of them in the other heads.
+            see ``MODEL.DOUBLE_HEAD.CONV_HEAD_MIN_SCORE``, also in its inference form (see
+            :func:`d2_plugins.modeling.inference_form`); it sees all of them in the other heads.
         repeats: number of measured pairs.
         device: "cpu" or "cuda".
 
@@ -62,15 +64,20 @@ def double_head(
         "Double-Head": _build("DoubleHeadROIHeads"),
         "Double-Head-Ext": _build("DoubleHeadROIHeads", double_head=_EXT),
         "Double-Head-Ext, selective": _build("DoubleHeadROIHeads", double_head=_EXT),
+        "Double-Head-Ext, selective, inference form": _build(
+            "DoubleHeadROIHeads", double_head=_EXT
+        ),
     }
     regions = torch.randn(2, num_rois, _CHANNELS, 7, 7).to(device)
     runs: dict[str, Callable[[], object]] = {}
     results = {}
     for name, head in heads.items():
         branch: nn.Module = nn.Sequential(head.box_head, head.box_predictor)
-        if name.endswith("selective"):
+        if "selective" in name:
             branch = _Selective(head, conv_head_share)
         branch = branch.eval().to(device)
+        if name.endswith("inference form"):
+            branch = inference_form(branch)
         x = regions if name.startswith("Double") else regions[0]
         runs[name] = torch.no_grad()(partial(branch, x))
         results[name] = {
