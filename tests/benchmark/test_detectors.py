@@ -18,7 +18,7 @@ def test_all_detectors_are_measured_next_to_stock(
     results = detectors(SIZE, conv_head_share=0.5, num_detections=3, repeats=1, toy=True)
     assert "ONNX Runtime is not timed" in caplog.text
     stock, *ours, torchvision = results.values()
-    assert list(results)[0] == "detectron2 Faster R-CNN R-50-FPN"
+    assert next(iter(results)) == "detectron2 Faster R-CNN R-50-FPN"
     assert list(results)[-1] == "torchvision fasterrcnn_resnet50_fpn_v2"
     assert stock["inference"] == stock["train"] == 1
     # Folding norms leaves the multiply-adds as they are, and backward passes add two products.
