@@ -121,6 +121,7 @@ NOT_RUN: dict[str, str] = {
     r"d2-plugins check penn_fudan_train": _WHOLE,
     r"d2-plugins predict .*--track": "tests/visualization/test_tracking.py tracks",
     r"d2-plugins push (?!.*--output)": "uploads; tests/hub/test_push.py has a server",
+    r"d2-plugins benchmark detectors": "minutes; tests/benchmark/test_detectors.py runs toy models",
     r"d2-plugins benchmark gpu-check": "needs a GPU; tests/cuda/test_gpu_check.py simulates one",
 }
 
