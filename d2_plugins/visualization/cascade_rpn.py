@@ -154,7 +154,7 @@ def draw_cells(photo: np.ndarray, chosen: ChosenCells) -> Figure:
         # With a stride of 1 the points are in pixels.
         for k, points in enumerate(sampling_points(chosen.sampled, 1.0)):
             y, x = points.T.numpy()
-            axes[-1].scatter(x, y, s=14, c=f"C{k % 10}", edgecolors="white", linewidths=0.5)
+            axes[-1].scatter(x, y, s=60, c=f"C{k % 10}", edgecolors="white", linewidths=1)
     labels = [f"{n}: {s:.2f}" for n, s in zip(chosen.names, chosen.scores.tolist(), strict=True)]
     handles = [Rectangle((0, 0), 1, 1, fc=f"C{k % 10}") for k in range(len(labels))]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
