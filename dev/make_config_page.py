@@ -6,6 +6,7 @@
 Run it after a change of either file.
 """
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator, Mapping
@@ -174,6 +175,7 @@ def _as_code(match: re.Match[str]) -> str:
 
 def main() -> int:
     """Write the page."""
+    argparse.ArgumentParser(description="Write docs/config_keys.md.").parse_args()
     text = format_page(SOURCE.read_text(encoding="utf-8"), detectron2_get_cfg())
     with atomic_open(PAGE) as file:
         file.write(text)

@@ -9,12 +9,16 @@ for changes of docs/zoo.yaml alone.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_plugins.benchmark.machine import describe_machine
-from d2_plugins.files import atomic_open
-from dev.zoo_page import (
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for dev
+
+from d2_plugins.benchmark.machine import describe_machine  # noqa: E402
+from d2_plugins.files import atomic_open  # noqa: E402
+from dev.zoo_page import (  # noqa: E402
     check_entries,
     format_page,
     measure,
@@ -23,7 +27,7 @@ from dev.zoo_page import (
     trainable_configs,
 )
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = ROOT / "docs"
 CONFIGS_AT = "../configs"
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,6 +23,7 @@ __all__ = [
     "Results",
     "Row",
     "Table",
+    "finished_runs",
     "format_table",
     "missing_runs",
     "part_gains",
@@ -234,20 +235,31 @@ def train_table(
         RuntimeError: a run failed; the message names its log.
     """
     threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
-    trained = [run for run in _runs(table) if run.row.weights_of is None]
-    evaluated = [run for run in _runs(table) if run.row.weights_of is not None]
+    futures: dict[str, Future[dict[str, float]]] = {}
+
+    def finish(run: _Run) -> dict[str, float]:
+        if run.row.weights_of is not None:
+            futures[run.source.name].result()
+        return _finish(run, folder, records, train_command, threads)
+
     results: Results = {row.label: [] for row in table.rows}
     with ThreadPoolExecutor(jobs) as pool:
-        # Seed by seed, so that an interrupted table has whole seeds of all rows.
-        order = sorted(trained, key=lambda run: run.seed) + evaluated
-        futures = {
-            (run.row.label, run.seed): pool.submit(
-                _finish, run, folder, records, train_command, threads
-            )
-            for run in order
-        }
+        # Seed by seed, so that an interrupted table has whole seeds of all rows. Runs start in this
+        # order, so none waits for the weights of one that cannot start.
+        for run in sorted(_runs(table), key=lambda run: (run.seed, run.row.weights_of is not None)):
+            futures[run.name] = pool.submit(finish, run)
         for run in _runs(table):
-            results[run.row.label].append(futures[run.row.label, run.seed].result())
+            results[run.row.label].append(futures[run.name].result())
+    return results
+
+
+def finished_runs(table: Table, records: Path) -> Results:
+    """Return the results that :func:`train_table` would not train again."""
+    results: Results = {row.label: [] for row in table.rows}
+    for run in _runs(table):
+        metrics = _read_record(run, records)
+        if metrics is not None:
+            results[run.row.label].append(metrics)
     return results
 
 
@@ -335,7 +347,8 @@ def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float
 
     Args:
         table: what was trained.
-        results: as :func:`train_table` returns them.
+        results: as :func:`train_table` or :func:`finished_runs` returns them. Rows without a result
+            are left out, and a sentence says how many runs are still to be trained.
     """
     lines = [
         f"{table.title}:",
@@ -343,7 +356,8 @@ def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float
         "| " + " | ".join(["model", *table.metrics, "config"]) + " |",
         "|---" * (len(table.metrics) + 2) + "|",
     ]
-    for row in table.rows:
+    rows = [row for row in table.rows if results[row.label]]
+    for row in rows:
         cells = [
             _cell([run[name] for run in results[row.label]]) for name in table.metrics.values()
         ]
@@ -351,7 +365,12 @@ def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float
         lines.append("| " + " | ".join([row.label, *cells, config]) + " |")
     seeds = ", ".join(map(str, table.seeds))
     opts = " ".join(f'"{o}"' if re.search(r"[^\w.@/-]", o) or not o else o for o in table.opts)
-    return "\n".join([*lines, "", f"Options of every run: `{opts} SEED n`, n = {seeds}."])
+    lines += ["", f"Options of every run: `{opts} SEED n`, n = {seeds}."]
+    number, finished = len(_runs(table)), sum(map(len, results.values()))
+    if finished < number:
+        one = "A value without a deviation is that of one run."
+        lines += ["", f"Unfinished: {finished} of {number} runs. {one}"]
+    return "\n".join(lines)
 
 
 def part_gains(

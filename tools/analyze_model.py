@@ -4,7 +4,9 @@
 The same as `d2-plugins analyze`; --help lists the options.
 """
 
-from d2_plugins.cli.analyze import main
+import sys
+
+from d2_plugins_command import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["analyze", *sys.argv[1:]]))

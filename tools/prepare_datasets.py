@@ -4,7 +4,9 @@
 The same as `d2-plugins prepare`; --help lists the options.
 """
 
-from d2_plugins.cli.prepare import main
+import sys
+
+from d2_plugins_command import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["prepare", *sys.argv[1:]]))

@@ -4,7 +4,9 @@
 The same as `d2-plugins visualize-data`; --help lists the options.
 """
 
-from d2_plugins.cli.visualize_data import main
+import sys
+
+from d2_plugins_command import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["visualize-data", *sys.argv[1:]]))

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from dev.trained_tables import (
     Results,
     Row,
     Table,
+    finished_runs,
     format_table,
     missing_runs,
     replace_table,
@@ -179,6 +181,27 @@ def test_table_has_means_spreads_and_options() -> None:
         lines[-1]
         == 'Options of every run: `SOLVER.STEPS "(3, 4)" MODEL.WEIGHTS "" SEED n`, n = 1, 2, 3.'
     )
+
+
+def test_unfinished_table_has_the_rows_that_have_ended(
+    tmp_path: Path, train_command: list[str]
+) -> None:
+    train_table(example(), tmp_path / "runs", tmp_path / "records", train_command)
+    for name in ("one_seed1", "one_seed3", "two_seed1", "two_seed2", "two_seed3"):
+        (tmp_path / "records" / f"{name}.json").unlink()
+    results = finished_runs(example(), tmp_path / "records")
+    assert {label: len(runs) for label, runs in results.items()} == {"one": 1, "+ two": 0}
+    lines = format_table(example(), results).splitlines()
+    assert [line for line in lines if line.startswith("| one")]
+    assert not [line for line in lines if line.startswith("| + two")]
+    assert lines[-1] == "Unfinished: 1 of 6 runs. A value without a deviation is that of one run."
+
+
+@pytest.mark.parametrize("script", ["make_zoo.py", "reproduce_tables.py"])
+def test_scripts_run_from_any_folder(script: str, tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "dev" / script
+    result = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, check=False)
+    assert result.returncode == 0
 
 
 def test_table_replaces_the_one_in_the_document(tmp_path: Path) -> None:
