@@ -228,7 +228,7 @@ _C.TEST = CN()
 # Write report.html into OUTPUT_DIR at the end of a training.
 _C.TEST.REPORT = True
 # Convert the model for Detector, "d2-plugins predict" and "d2-plugins export": norms folded into
-# convolutions, channels-last on the CPU. Detections are the same up to rounding.
+# convolutions, channels-last where that is faster. Detections are the same up to rounding.
 _C.TEST.INFERENCE_FORM = True
 # Metric by which the best checkpoint is kept, e.g. "bbox/AP"; "" keeps none.
 _C.TEST.BEST_METRIC = ""

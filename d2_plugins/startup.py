@@ -10,7 +10,8 @@ import warnings
 
 __all__ = ["announce", "hide_messages"]
 
-# Warnings about code of detectron2, torch and torchvision, which a user of the commands can do nothing about.
+# Warnings about code of detectron2, torch and torchvision, which a user of the commands can do
+# nothing about.
 _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, "`torch.jit.script` is deprecated"),
     (FutureWarning, "`broadcast_buffers` is deprecated"),

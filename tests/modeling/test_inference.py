@@ -145,14 +145,16 @@ def test_layers_that_inference_does_not_read_are_dropped() -> None:
     assert predictor.bbox_pred_fc is None
 
 
-def test_channels_last_is_a_choice() -> None:
-    model = small_model(PLAIN)
-    for choice, expected in ((None, True), (True, True), (False, False)):
-        form = inference_form(model, channels_last=choice)
-        convs = [m.weight for m in form.modules() if type(m) is Conv2d and m.kernel_size == (3, 3)]
-        wide = [w for w in convs if w.shape[1] > 1]
-        assert wide
-        assert {w.is_contiguous(memory_format=torch.channels_last) for w in wide} == {expected}
+@pytest.mark.parametrize(
+    ("config", "choice", "expected"),
+    [(PLAIN, None, True), (PLAIN, True, True), (PLAIN, False, False), (FLAGSHIP, None, False)],
+)
+def test_channels_last_is_a_choice(config: str, choice: bool | None, expected: bool) -> None:
+    form = inference_form(small_model(config), channels_last=choice)
+    convs = [m.weight for m in form.modules() if type(m) is Conv2d and m.kernel_size == (3, 3)]
+    wide = [w for w in convs if w.shape[1] > 1]
+    assert wide
+    assert {w.is_contiguous(memory_format=torch.channels_last) for w in wide} == {expected}
 
 
 def test_a_model_in_training_mode_is_refused() -> None:
