@@ -27,6 +27,8 @@ __all__ = [
 
 # The largest config of the zoo has some 200 values.
 _MAX_NODES = 100_000
+# "<<" is the key that merges another mapping.
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 # Exceptions of yacs and detectron2 for a config that does not fit the defaults.
 _MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -170,6 +172,7 @@ def _check_yaml(path: Path, bases: tuple[Path, ...] = ()) -> None:
         raise UsageError(f"{path} is {'empty' if root is None else 'not a mapping'}; allowed: keys")
     if _size(root, {}) > _MAX_NODES:
         raise UsageError(f"{path} has more than {_MAX_NODES} values, counting its aliases")
+    _check_keys(path, root)
     sections = {name for name, value in get_cfg().items() if isinstance(value, CfgNode)}
     for key, value in root.value:
         is_section = isinstance(key, yaml.ScalarNode) and key.value in sections
@@ -183,6 +186,16 @@ def _check_yaml(path: Path, bases: tuple[Path, ...] = ()) -> None:
             names = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for name in names:
                 _check_yaml(_base_path(path, name), (*bases, path))
+
+
+def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+    """Check that all keys of nested mappings are words: YAML allows other types."""
+    for key, value in node.value:
+        if key.tag not in _KEY_TAGS:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "that is a list or a mapping"
+            raise UsageError(f"{path} has a key {name}; allowed: words")
+        if isinstance(value, yaml.MappingNode):
+            _check_keys(path, value)
 
 
 def _base_path(path: Path, name: yaml.Node) -> Path:

@@ -1,5 +1,4 @@
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -8,13 +7,13 @@ from PIL import Image
 from torch import nn
 
 from d2_plugins.benchmark.model_costs import analyze, format_report
-from tests.support.helpers import REPO
+from d2_plugins.cli.analyze import main
 
 CONFIG = ["--config-file", "Demo/csp_cascade.yaml"]
 
 
 def tool(*arguments: str) -> int:
-    return runpy.run_path(str(REPO / "tools" / "analyze_model.py"))["main"](arguments)
+    return main(arguments)
 
 
 def test_report_of_a_small_model_equals_closed_forms() -> None:

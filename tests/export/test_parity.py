@@ -1,6 +1,5 @@
 """The comparison sees what it should, and the tool fails when it does."""
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from d2_plugins import model_zoo
+from d2_plugins.cli.export import main
 from d2_plugins.export import compare
 from tests.support.export_models import PLAIN, SMALL, image, small_model
-from tests.support.helpers import REPO
 
 
 def detections() -> tuple[Tensor, ...]:
@@ -75,7 +74,6 @@ def tool(tmp_path: Path) -> Callable[..., int]:
     torch.save({"model": small_model(PLAIN).state_dict()}, tmp_path / "weights.pth")
     pixels = image(100, 150).numpy().transpose(1, 2, 0).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    main = runpy.run_path(str(REPO / "tools" / "export_model.py"))["main"]
 
     def run(*arguments: str) -> int:
         return main(
