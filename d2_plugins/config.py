@@ -4,10 +4,13 @@ Every default is "off" or the value of the paper: a detectron2 config to which t
 builds the same model as before.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg as _detectron2_get_cfg
 
-__all__ = ["add_d2_plugins_config", "get_cfg"]
+__all__ = ["add_d2_plugins_config", "config_values", "get_cfg"]
 
 _C = CN()
 
@@ -271,6 +274,20 @@ def add_d2_plugins_config(cfg: CN) -> None:
     A key that ``cfg`` already has keeps its value, so that a second call changes nothing.
     """
     _add_missing(cfg, _C.clone())
+
+
+def config_values(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full name and the value of every key of a config.
+
+    Args:
+        node: a config, or the nested dictionaries of a dumped one.
+        prefix: beginning of the names.
+    """
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from config_values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _add_missing(cfg: CN, defaults: CN) -> None:

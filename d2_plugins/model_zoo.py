@@ -5,14 +5,14 @@ The counterpart of ``detectron2.model_zoo`` (which itself needs pkg_resources).
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig
 
-from .config import get_cfg
+from .config import config_values, get_cfg
 from .config_schema import check_config
 from .errors import UsageError, nearest
 
@@ -218,7 +218,7 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     try:
         cfg.merge_from_list(opts)
     except (*_MERGE_ERRORS, RecursionError, MemoryError) as error:
-        bad = [key for key in opts[::2] if key not in set(_keys(cfg))]
+        bad = [key for key in opts[::2] if key not in dict(config_values(cfg))]
         if bad:
             raise UsageError(_unknown_key(bad[0], cfg)) from error
         raise UsageError(str(error)) from error
@@ -232,15 +232,7 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
 
 
 def _unknown_key(key: str, cfg: CfgNode) -> str:
-    known = list(_keys(cfg))
+    known = list(dict(config_values(cfg)))
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     near = ", ".join(same_name[:3]) or nearest(key, known)
     return f"There is no config key '{key}'. Nearest: {near}"
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

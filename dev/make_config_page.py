@@ -9,14 +9,14 @@ Run it after a change of either file.
 import argparse
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 
+from d2_plugins.config import config_values
 from d2_plugins.config_schema import RULES
 from d2_plugins.files import atomic_open
 
@@ -135,20 +135,12 @@ def format_page(source: str, defaults: CfgNode) -> str:
 
 
 def _detectron2_table(keys: list[Key], defaults: CfgNode) -> list[str]:
-    ours, theirs = {key.name for key in keys}, dict(_leaves(defaults))
+    ours, theirs = {key.name for key in keys}, dict(config_values(defaults))
     lines = ["| key | default | allowed |", "|---|---|---|"]
     for name in RULES:
         if name not in ours:
             lines.append(f"| `{name}` | `{theirs[name]!r}` | {_text(_allowed(name))} |")
     return lines
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _allowed(name: str, default: object = None) -> str:

@@ -7,15 +7,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from detectron2.config import CfgNode
-
 from d2_plugins import get_cfg, model_zoo
+from d2_plugins.config import config_values
 from d2_plugins.files import atomic_open, atomic_write_json
 
 __all__ = [
@@ -328,18 +327,12 @@ def _digest(run: _Run) -> str:
     """
     cfg = model_zoo.get_config(run.row.config)
     cfg.merge_from_list(list(run.opts))
-    defaults = dict(_settings(get_cfg()))
-    changed = {name: value for name, value in _settings(cfg) if defaults.get(name) != value}
+    defaults, values = (
+        {name: repr(value) for name, value in config_values(node)} for node in (get_cfg(), cfg)
+    )
+    changed = {name: value for name, value in values.items() if defaults.get(name) != value}
     changed.pop("OUTPUT_DIR", None)
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _settings(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", repr(value)
 
 
 def format_table(table: Table, results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

@@ -16,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..config import config_values
 from ..errors import UsageError
 from ..files import atomic_write_json
 
@@ -163,7 +164,7 @@ class MLflowWriter(RunWriter):
         name = None if "MLFLOW_RUN_NAME" in os.environ else self._folder.resolve().name
         run = self._package.start_run(run_id=run_id, run_name=name)
         if run_id is None:  # the parameters of a run cannot be changed
-            params = [(key, str(v)[:_MAX_CHARACTERS]) for key, v in _leaves(self._config)]
+            params = [(key, str(v)[:_MAX_CHARACTERS]) for key, v in config_values(self._config)]
             for start in range(0, len(params), _MAX_PARAMS):
                 self._package.log_params(dict(params[start : start + _MAX_PARAMS]))
         return str(run.info.run_id)
@@ -198,12 +199,3 @@ def build_run_writers(cfg: CfgNode) -> list[RunWriter]:
 def forget_runs(output_dir: str) -> None:
     """Let the next training in a folder open new runs."""
     (Path(output_dir) / _RUNS_FILE).unlink(missing_ok=True)
-
-
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the full name and the value of all config keys."""
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

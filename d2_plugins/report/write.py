@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 
 from .. import __version__
-from ..config import get_cfg
+from ..config import config_values, get_cfg
 from ..errors import UsageError
 from ..evaluation import CORRUPTIONS
 from ..files import atomic_open
@@ -429,21 +429,15 @@ def _changes_of_file(cfg: CfgNode, file: str) -> list[Block]:
 
 def _changes(before: CfgNode, after: CfgNode) -> list[list[str]]:
     """Return key, old and new value wherever two configs differ."""
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    # config.yaml keeps no tuples.
+    old, new = (
+        {key: _as_lists(value) for key, value in config_values(cfg)} for cfg in (before, after)
+    )
     return [
         [key, str(old.get(key, "–")), str(new.get(key, "–"))]
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-
-
-def _flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            # config.yaml keeps no tuples.
-            yield f"{prefix}{key}", _as_lists(value)
 
 
 def _as_lists(value: Any) -> Any:
