@@ -3,8 +3,16 @@
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-__all__ = ["IncompleteWeightsError", "UsageError", "model_errors", "nearest", "usage_errors"]
+__all__ = [
+    "IncompleteWeightsError",
+    "UsageError",
+    "model_errors",
+    "nearest",
+    "shown",
+    "usage_errors",
+]
 
 
 class UsageError(ValueError):
@@ -60,3 +68,9 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
         count: maximum number of names in the phrase.
     """
     return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)) or "none"
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: text as it is, others by repr, up to 100 characters."""
+    text = str(value) if isinstance(value, str) and value else repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

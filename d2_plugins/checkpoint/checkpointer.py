@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..config_schema import check_combinations
+from ..config_conflicts import check_combinations
 from ..errors import UsageError, model_errors, usage_errors
 from ..files import atomic_open
 from .conversion import convert_darknet, convert_names, find_bottom_up

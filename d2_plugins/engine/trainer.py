@@ -19,7 +19,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..checkpoint import PluginCheckpointer
-from ..config_schema import check_combinations
+from ..config_conflicts import check_combinations
 from ..data.classes import Classes
 from ..data.loader import TrainLoader, build_test_loader, build_train_loader
 from ..data.mapper import PluginDatasetMapper
