@@ -40,7 +40,7 @@ _FLAGSHIP = "flagship"
 _CONFIGS = {
     _STOCK: "Base-RCNN-FPN.yaml",
     "CSPResNet-50, FPN": "COCO-Detection/faster_rcnn_CSPResNet_50_FPN_1x.yaml",
-    "CSPResNet-50, FPN, Cascade RPN": ("COCO-Detection/faster_rcnn_crpn_CSPResNet_50_FPN_1x.yaml"),
+    "CSPResNet-50, FPN, Cascade RPN": "COCO-Detection/faster_rcnn_crpn_CSPResNet_50_FPN_1x.yaml",
     _FLAGSHIP: "csp_cascade.yaml",
     "flagship with masks": "csp_cascade_mask.yaml",
 }
@@ -95,7 +95,7 @@ def detectors(
     with tempfile.TemporaryDirectory() as folder:
         inference, forms, steps = _runs(models, image, Path(folder), toy, device)
         with torch.no_grad():
-            plain = interleaved(inference | _tagged(forms), repeats, device)
+            plain = interleaved(inference | forms, repeats, device)
         train = interleaved(steps, repeats, device)
     return {
         name: {
@@ -112,10 +112,6 @@ def _form_of(name: str) -> str:
     return f"{name}, inference form"
 
 
-def _tagged(forms: dict[str, Run]) -> dict[str, Run]:
-    return {_form_of(name): run for name, run in forms.items()}
-
-
 def _runs(
     models: dict[str, nn.Module], image: Tensor, folder: Path, toy: bool, device: str
 ) -> tuple[dict[str, Run], dict[str, Run], dict[str, Run]]:
@@ -125,7 +121,7 @@ def _runs(
         name: partial(_infer, model, inputs) for name, model in models.items()
     }
     forms: dict[str, Run] = {
-        name: partial(_infer, inference_form(model.eval()), inputs)
+        _form_of(name): partial(_infer, inference_form(model.eval()), inputs)
         for name, model in models.items()
     }
     batch = [{"image": image, "instances": _target(image)}]

@@ -38,8 +38,7 @@ def convert_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
 
     Known: weights of the model itself; of its backbone alone, also if timm has trained it as one of
     :mod:`d2_plugins.timm_models`; and ImageNet weights of timm, torchvision and the authors of CBAM
-    and ECA-Net for the backbone. Names that mean nothing to the
-    model are passed on.
+    and ECA-Net for the backbone. Names that mean nothing to the model are passed on.
 
     Args:
         state: read from a file; a ``module.`` before all names is dropped.

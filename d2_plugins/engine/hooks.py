@@ -166,7 +166,7 @@ class StopTraining(BaseException):
 
 
 class EarlyStopping(HookBase):
-    """Ends the training if the metric of :class:`BestCheckpoint` has stopped to improve.
+    """Ends the training if the metric of :class:`BestCheckpoint` no longer improves.
 
     It must follow BestCheckpoint and belongs into all processes, which stop together. The run then
     ends as one whose last iteration was planned: with ``model_final.pth`` and a last evaluation.

@@ -26,6 +26,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     """
 
     _is_2007: bool  # detectron2's switch between the two metrics
+    _class_names: list[str]
 
     def __init__(self, dataset_name: str, *, task: str = "bbox") -> None:
         """Initialize.
@@ -35,9 +36,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
             task: name of the results.
         """
         super().__init__(dataset_name)
-        metadata = MetadataCatalog.get(dataset_name)
-        self._is_2007: bool = metadata.year == 2007
-        self._all_names: list[str] = list(metadata.thing_classes)
+        self._all_names: list[str] = list(self._class_names)
         self._task = task
 
     def reset(self) -> None:

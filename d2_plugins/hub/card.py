@@ -62,7 +62,7 @@ def model_card(
         else [],
         num_classes=count_classes(cfg),
         facts=list(_public_facts(run)),
-        config_file=_config_name(run),
+        config_file=Path(run.config_file).name,
         train=", ".join(cfg.DATASETS.TRAIN),
         counts=[head, *rows] if rows else [],
         columns=_COLUMNS,
@@ -80,11 +80,6 @@ def _public_facts(run: Run) -> Iterator[tuple[str, str]]:
             yield name, Path(value).name
         elif name != "command":
             yield name, value
-
-
-def _config_name(run: Run) -> str:
-    file = run.sessions[-1].get("config_file") if run.sessions else ""
-    return Path(str(file or "")).name
 
 
 def _cell(text: str) -> str:

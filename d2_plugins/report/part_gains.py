@@ -16,11 +16,10 @@ FILE = Path(__file__).with_name("part_gains.json")
 
 def gains_section(run: Run, file: Path = FILE) -> Iterator[Section]:
     """Yield the section if the run is one of the demo's config and there are measurements."""
-    config = str(run.sessions[-1].get("config_file") or "") if run.sessions else ""
     if not file.is_file():
         return
     gains: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if Path(config).parts[-2:] != Path(gains["config"]).parts:
+    if Path(run.config_file).parts[-2:] != Path(gains["config"]).parts:
         return
     base = gains["base"]
     blocks: list[Block] = [

@@ -46,6 +46,11 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def config_file(self) -> str:
+        """The ``--config-file`` of the last session; "" if it was not recorded."""
+        return str(self.sessions[-1].get("config_file") or "") if self.sessions else ""
+
+    @property
     def dataset_names(self) -> tuple[str, ...]:
         """The datasets that the run is evaluated on."""
         return tuple(self.cfg.DATASETS.TEST) if self.cfg is not None else ()

@@ -407,9 +407,8 @@ def _config(run: Run) -> Section:
     if run.cfg is None:
         return Section("Config", [Note("Left out: config.yaml is missing.")])
     blocks: list[Block] = []
-    file = run.sessions[-1].get("config_file") if run.sessions else None
-    if file:
-        blocks += _changes_of_file(run.cfg, file)
+    if run.config_file:
+        blocks += _changes_of_file(run.cfg, run.config_file)
     rows = _changes(get_cfg(), run.cfg)
     table = Table(["key", "default", "this run"], rows, is_text=True)
     blocks.append(Details(f"All {len(rows)} differences from the defaults", [table]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from d2_plugins.layers import CBAM, ECA, SE, build_attention
 from d2_plugins.layers.attention import ChannelGate, eca_kernel_size
 from d2_plugins.layers.padding import masked_max, masked_mean, valid_extent, valid_mask
+from tests.support.attention_padding import check_padding_has_no_effect
 
 
 def _wave(shape: tuple[int, ...], step: float, scale: float = 1.0, phase: str = "cos") -> Tensor:
@@ -158,22 +159,8 @@ def test_valid_mask_gives_what_the_unpadded_map_gives(name: str) -> None:
     module = build_attention(name, 32).double().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
-    small = torch.randn(1, 32, 5, 6, dtype=torch.float64)
-    batch = torch.randn(2, 32, 9, 8, dtype=torch.float64) + 3
-    batch[0, :, :5, :6] = small[0]
-    batch.requires_grad_()
-    valid = valid_mask(torch.tensor([[20, 24], [36, 32]]), 4, batch)
-    out = module(batch, valid)
-    torch.testing.assert_close(out[:1, :, :5, :6], module(small))
-    torch.testing.assert_close(out[1:], module(batch[1:]))
-    assert (module(batch)[0, :, :5, :6] - out[0, :, :5, :6]).abs().max() > 1e-2
-
-    grad = torch.autograd.grad(out[0, :, :5, :6].sum(), batch)[0][0]
-    assert grad[:, 5:].abs().max() == 0
-    assert grad[:, :, 6:].abs().max() == 0
-    torch.testing.assert_close(
-        grad[:, :5, :6], torch.func.grad(lambda x: module(x).sum())(small)[0]
-    )
+    small, grad = check_padding_has_no_effect(module, 32)
+    torch.testing.assert_close(grad, torch.func.grad(lambda x: module(x).sum())(small)[0])
 
 
 def test_valid_extent_reads_sizes_off_a_padded_batch() -> None:

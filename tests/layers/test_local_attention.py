@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2_plugins.layers import LocalAttention, build_attention, local_attention
 from d2_plugins.layers.local_attention import LocalAttentionShortcut
-from d2_plugins.layers.padding import valid_mask
+from tests.support.attention_padding import check_padding_has_no_effect
 
 
 def tensors(
@@ -159,18 +159,7 @@ def test_padding_is_beyond_the_border() -> None:
     with torch.no_grad():
         for norm in (module.conv_norm, module.local_norm):
             norm.bias.uniform_(0.2, 0.5)
-    small = torch.randn(1, 16, 5, 6, dtype=torch.float64)
-    batch = torch.randn(2, 16, 9, 8, dtype=torch.float64) + 3
-    batch[0, :, :5, :6] = small[0]
-    batch.requires_grad_()
-    valid = valid_mask(torch.tensor([[20, 24], [36, 32]]), 4, batch)
-    out = module(batch, valid)
-    torch.testing.assert_close(out[:1, :, :5, :6], module(small))
-    torch.testing.assert_close(out[1:], module(batch[1:]))
-    assert (module(batch)[0, :, :5, :6] - out[0, :, :5, :6]).abs().max() > 1e-2
-    grad = torch.autograd.grad(out[0, :, :5, :6].sum(), batch)[0][0]
-    assert grad[:, 5:].abs().max() == 0
-    assert grad[:, :, 6:].abs().max() == 0
+    check_padding_has_no_effect(module, 16)
 
 
 def test_parameter_count() -> None:

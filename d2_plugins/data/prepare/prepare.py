@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -240,33 +241,32 @@ def _count(dataset: CocoDataset, official: int) -> Count:
 
 def _coco2017(root: Path) -> list[CocoDataset]:
     """List the splits of COCO 2017 where detectron2 registers them, for counting."""
+    home = root / "coco"
     return [
-        _coco_split(root / "coco", "train", "instances_train2017.json"),
-        _coco_split(root / "coco", "val", "instances_val2017.json"),
-        _coco_split(root / "coco", "test", "image_info_test2017.json"),
-        *(_coco_panoptic(root / "coco", split) for split in ("train", "val")),
+        _coco_split(home, "train", "instances"),
+        _coco_split(home, "val", "instances"),
+        _coco_split(home, "test", "image_info"),
+        *(
+            _coco_split(home, split, "panoptic", "_panoptic_separated", partial(derive_stuff, home))
+            for split in ("train", "val")
+        ),
     ]
 
 
-def _coco_panoptic(home: Path, split: str) -> CocoDataset:
-    json_file, image_root = home / f"annotations/panoptic_{split}2017.json", home / f"{split}2017"
+def _coco_split(
+    home: Path,
+    split: str,
+    annotations: str,
+    suffix: str = "",
+    derive: Callable[[str], None] = lambda split: None,
+) -> CocoDataset:
+    json_file = home / "annotations" / f"{annotations}_{split}2017.json"
+    image_root = home / f"{split}2017"
     return CocoDataset(
-        name=f"coco_2017_{split}_panoptic_separated",
+        name=f"coco_2017_{split}{suffix}",
         class_names=(),
         json_file=json_file,
         image_root=image_root,
         requires=(json_file, image_root),
-        derive=lambda: derive_stuff(home, split),
-    )
-
-
-def _coco_split(home: Path, split: str, annotations: str) -> CocoDataset:
-    json_file, image_root = home / "annotations" / annotations, home / f"{split}2017"
-    return CocoDataset(
-        name=f"coco_2017_{split}",
-        class_names=(),
-        json_file=json_file,
-        image_root=image_root,
-        requires=(json_file, image_root),
-        derive=lambda: None,
+        derive=partial(derive, split),
     )
