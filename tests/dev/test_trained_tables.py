@@ -9,18 +9,10 @@ import pytest
 from detectron2.config import CfgNode
 
 from d2_plugins import model_zoo
-from dev import trained_tables
-from dev.trained_tables import (
-    TABLES,
-    Results,
-    Row,
-    Table,
-    finished_runs,
-    format_table,
-    missing_runs,
-    replace_table,
-    train_table,
-)
+from dev import table_runs
+from dev.table_runs import finished_runs, missing_runs, train_table
+from dev.table_text import format_table, replace_table
+from dev.trained_tables import TABLES, Results, Row, Table
 
 # Stands in for the training tool: scores the seed, fails where it is told to, and counts its runs.
 TRAINER = """
@@ -117,9 +109,9 @@ def test_a_new_key_with_its_default_does_not_train_again(
 ) -> None:
     train(example(), tmp_path, train_command)
     edit_configs(monkeypatch, lambda cfg: cfg.MODEL.__setitem__("LATER", 0))
-    defaults = trained_tables.get_cfg()
+    defaults = table_runs.get_cfg()
     defaults.MODEL.LATER = 0
-    monkeypatch.setattr(trained_tables, "get_cfg", lambda: defaults)
+    monkeypatch.setattr(table_runs, "get_cfg", lambda: defaults)
     train(example(), tmp_path, train_command)
     assert [len(text) for text in calls(tmp_path)] == [1] * 6
 
@@ -137,7 +129,7 @@ def test_rows_that_evaluate_another_rows_weights(
         else:
             (log.parent / "metrics.json").write_text('{"bbox/AP": 5.0}')
 
-    monkeypatch.setattr(trained_tables, "_call", call)
+    monkeypatch.setattr(table_runs, "_call", call)
     (tmp_path / "runs" / "ext_seed1").mkdir(parents=True)
     option = ("MODEL.DOUBLE_HEAD.FUSION", "fc")
     rows = (
@@ -181,6 +173,21 @@ def test_table_has_means_spreads_and_options() -> None:
         lines[-1]
         == 'Options of every run: `SOLVER.STEPS "(3, 4)" MODEL.WEIGHTS "" SEED n`, n = 1, 2, 3.'
     )
+
+
+def test_table_has_the_costs() -> None:
+    runs = {"one": [{"bbox/AP": 1.0}], "+ two": [{"bbox/AP": 2.0}]}
+    costs = {
+        "one": {"train": 1.0, "inference": 1.0},
+        "+ two": {"train": 2.345, "inference": 1.5, "conv_head_share": 0.25},
+    }
+    lines = format_table(example(), runs, costs).splitlines()
+    assert lines[2:6] == [
+        "| model | AP | training step | inference | RoIs through the conv head | config |",
+        "|---|---|---|---|---|---|",
+        "| one | 1.0 | 1.00 | 1.00 | - | `Demo/faster_rcnn.yaml` |",
+        "| + two | 2.0 | 2.35 | 1.50 | 0.25 | `Demo/double_head.yaml` `SOLVER.MAX_ITER 5` |",
+    ]
 
 
 def test_unfinished_table_has_the_rows_that_have_ended(

@@ -11,7 +11,8 @@ from d2_plugins.report import write_report
 from d2_plugins.report.next_steps import next_commands
 from d2_plugins.report.part_gains import gains_section
 from d2_plugins.report.run import Run
-from dev.trained_tables import TABLES, part_gains
+from dev.table_text import part_gains
+from dev.trained_tables import TABLES
 from tests.support.toy import toy_cfg
 
 
@@ -47,33 +48,38 @@ def test_the_report_ends_with_them(tmp_path: Path) -> None:
     assert "What each part adds" not in page
 
 
-def test_gains_are_those_of_the_table(tmp_path: Path) -> None:
-    table = TABLES["shapes"]
-    results = {
-        row.label: [{"bbox/AP": 40.0 + i + seed} for seed in (0, 1, 2)]
-        for i, row in enumerate(table.rows)
-    }
+def test_gains_are_those_of_the_tables(tmp_path: Path) -> None:
+    rows = TABLES["shapes"].rows
+    comparisons = [
+        (
+            TABLES[name],
+            {
+                row.label: [{"bbox/AP": first + i * step + seed} for seed in (0, 1, 2)]
+                for i, row in enumerate(rows)
+            },
+        )
+        for name, first, step in (("shapes", 40.0, 1.0), ("bccd", 50.0, -0.5))
+    ]
     file = tmp_path / "gains.json"
-    file.write_text(json.dumps(part_gains(table, results)))
+    file.write_text(json.dumps(part_gains(comparisons)))
     for config in ("Demo/csp_cascade.yaml", "configs/Demo/csp_cascade.yaml"):
         (section,) = gains_section(run_with(config, tmp_path), file)
-        note, rows = section.blocks
+        note, table = section.blocks
         assert "docs/benchmarks.md" in note.text
-        assert "3 runs each" in note.text
-        assert rows.rows[0] == ["Faster R-CNN", "41.0", ""]
-        assert rows.rows[1] == ["+ Cascade RPN", "42.0", "+1.0"]
-        assert [row[0] for row in rows.rows] == [
-            row.label for row in table.rows if row.weights_of is None
-        ]
-        assert rows.rows[-1] == ["all parts", "49.0", "+8.0"]
+        assert "3 runs each on shapes, BCCD" in note.text
+        assert table.head == ["detector", "shapes", "BCCD"]
+        assert table.rows[0] == ["Faster R-CNN", "41.0", "51.0"]
+        assert table.rows[1] == ["+ Cascade RPN", "42.0 (+1.0)", "50.5 (-0.5)"]
+        assert [row[0] for row in table.rows] == [r.label for r in rows if r.weights_of is None]
+        assert table.rows[-1] == ["all parts", "49.0 (+8.0)", "47.0 (-4.0)"]
 
 
 @pytest.mark.parametrize("config", ["", "csp_cascade.yaml", "PennFudan/csp_cascade.yaml"])
 def test_gains_are_for_the_demo_only(config: str, tmp_path: Path) -> None:
     file = tmp_path / "gains.json"
     assert not list(gains_section(run_with("Demo/csp_cascade.yaml", tmp_path), file))
-    base = {"label": "a", "AP": 1.0}
-    gains = {"config": "Demo/csp_cascade.yaml", "title": "", "runs": 1, "source": "", "base": base}
-    file.write_text(json.dumps(gains | {"parts": []}))
+    base = {"label": "a", "AP": [1.0]}
+    gains = {"datasets": ["x"], "runs": 1, "source": "", "base": base, "parts": []}
+    file.write_text(json.dumps(gains))
     assert len(list(gains_section(run_with("Demo/csp_cascade.yaml", tmp_path), file))) == 1
     assert not list(gains_section(run_with(config, tmp_path), file))
