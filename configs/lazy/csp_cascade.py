@@ -108,7 +108,7 @@ model = L(GeneralizedRCNN)(
             lambda_fc=0.7,
             lambda_conv=0.8,
             box_fusion="mean",
-            conv_head_nms_thresh=0.8,
+            conv_head_nms_thresh=0.5,
             loss_weight={"loss_cls": 1.5, "loss_box_reg": 1.0},
             num_classes="${..num_classes}",
             box2box_transform=L(Box2BoxTransform)(weights=(25.0, 25.0, 12.5, 12.5)),
