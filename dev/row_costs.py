@@ -1,4 +1,4 @@
-"""What the rows of a comparison cost: a training step, an image, and the RoIs of the conv head."""
+"""Measure the cost of each row of a comparison: training step, image, RoIs of the conv head."""
 
 from collections.abc import Callable
 from functools import partial

@@ -6,6 +6,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ..checkpoint.run_folder import find_weights
 from ..data.datasets.missing import missing_dataset_hint
 
 __all__ = ["next_commands", "train_command"]
@@ -19,7 +20,7 @@ def next_commands(cfg: CfgNode, *, num_gpus: int = 0) -> dict[str, str]:
         num_gpus: number of GPUs that it used.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    weights = _weights(folder)
+    weights = find_weights(folder)
     if weights is None:
         return {}
     config = ("--config-file", str(folder / "config.yaml"))
@@ -50,12 +51,6 @@ def train_command(cfg: CfgNode, *words: str, num_gpus: int = 0) -> str:
     processes = ("--num-gpus", str(num_gpus)) if num_gpus > 1 else ()
     config = ("--config-file", str(Path(cfg.OUTPUT_DIR) / "config.yaml"))
     return shlex.join(["d2-plugins", "train", *config, *processes, *words])
-
-
-def _weights(folder: Path) -> Path | None:
-    checkpoints = [folder / "model_best.pth", folder / "model_final.pth"]
-    checkpoints += sorted(folder.glob("model_*.pth"), reverse=True)
-    return next((path for path in checkpoints if path.is_file()), None)
 
 
 def _example(cfg: CfgNode) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..checkpoint.checkpointer import load_with_rest
 from ..checkpoint.hub_files import HUB_PREFIX, download_run
+from ..checkpoint.run_folder import find_weights
 from ..data.classes import Classes, find_classes
 from ..data.images import read_photo
 from ..errors import UsageError
@@ -196,20 +197,19 @@ def run_config(source: str | Path) -> CfgNode:
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} has no config.yaml; give the output folder of a run")
     cfg = read_config(str(folder / "config.yaml"))
-    cfg.MODEL.WEIGHTS = str(_find_weights(folder) if path.is_dir() else path)
+    cfg.MODEL.WEIGHTS = str(_weights_in(folder) if path.is_dir() else path)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
 
 
-def _find_weights(folder: Path) -> Path:
-    names = ["model_best.pth", "model_final.pth"]
-    last = folder / "last_checkpoint"
-    if last.is_file():
-        names.append(last.read_text(encoding="utf-8").strip())
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise UsageError(f"{folder} has no weights: none of {', '.join(names)}")
+def _weights_in(folder: Path) -> Path:
+    weights = find_weights(folder)
+    if weights is None:
+        raise UsageError(
+            f"{folder} has no weights: none of model_best.pth, model_final.pth and the checkpoint "
+            "that last_checkpoint names"
+        )
+    return weights
 
 
 def set_confidence_threshold(cfg: CfgNode, threshold: float) -> None:
