@@ -32,7 +32,7 @@ TITLES = {
 
 
 def row_costs(
-    table: Table, folder: Path, repeats: int = 7, num_images: int = 16
+    table: Table, folder: Path, repeats: int = 5, num_images: int = 16, num_timed: int = 4
 ) -> dict[str, dict[str, float]]:
     """Time every row in turn, with the trained weights of the first seed.
 
@@ -43,7 +43,8 @@ def row_costs(
         table: the trained comparison.
         folder: parent of the runs' folders.
         repeats: number of turns.
-        num_images: number of validation images.
+        num_images: number of validation images of which the RoIs are counted.
+        num_timed: number of images that are timed, the first of them.
 
     Returns:
         By label, the median ratio of a training step and of the inference to the first row's, and
@@ -57,7 +58,9 @@ def row_costs(
     batch = next(iter(Trainer.build_train_loader(cfg)))
     with torch.no_grad():
         shares = {label: _conv_head_share(model, images) for label, model in models.items()}
-        inference = _ratios({k: partial(_infer, m, images) for k, m in models.items()}, repeats)
+        inference = _ratios(
+            {k: partial(_infer, m, images[:num_timed]) for k, m in models.items()}, repeats
+        )
     last = cfg.SOLVER.MAX_ITER - 1
     steps = {label: partial(_train, model.train(), batch, last) for label, model in models.items()}
     train = _ratios(steps, repeats)

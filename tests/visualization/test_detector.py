@@ -198,7 +198,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no config\.yaml"):
         Detector(tmp_path)
     (tmp_path / "config.yaml").write_text(own_cfg(tmp_path).dump())
-    with pytest.raises(UsageError, match=r"no weights: none of model_best\.pth, model_final\.pth and"):
+    with pytest.raises(
+        UsageError, match=r"no weights: none of model_best\.pth, model_final\.pth and"
+    ):
         Detector(tmp_path)
     with pytest.raises(UsageError, match="no config file 'nowhere/run'"):
         Detector("nowhere/run")
