@@ -64,7 +64,8 @@ def main() -> int:
         text = format_table(table, results, costs)
         replace_table(args.document, name, text)
         print(text, flush=True)
-    write_gains(args.records, args.gains)
+    if not args.list:
+        write_gains(args.records, args.gains)
     return 0
 
 

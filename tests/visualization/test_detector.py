@@ -198,9 +198,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no config\.yaml"):
         Detector(tmp_path)
     (tmp_path / "config.yaml").write_text(own_cfg(tmp_path).dump())
-    with pytest.raises(
-        UsageError, match=r"no weights: none of model_best\.pth, model_final\.pth and"
-    ):
+    message = r"no weights: none of model_best\.pth, model_final\.pth and the checkpoint"
+    with pytest.raises(UsageError, match=message):
         Detector(tmp_path)
     with pytest.raises(UsageError, match="no config file 'nowhere/run'"):
         Detector("nowhere/run")
