@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
+from ..layers.nms import exportable_nms
+
 __all__ = ["clip_boxes", "select_detections", "select_proposals"]
 
 _DROPPED = -math.inf
@@ -111,7 +113,7 @@ def select_detections(
     boxes = clip_boxes(boxes, size).expand(-1, num_classes, -1)
     rows, classes = (scores > max(score_thresh, _DROPPED)).nonzero().unbind(1)
     boxes, scores = boxes[rows, classes], scores[rows, classes]
-    keep = nms(boxes + _apart(classes, num_classes, size), scores, nms_thresh)
+    keep = exportable_nms(boxes + _apart(classes, num_classes, size), scores, nms_thresh)
     # Filled up to D, for the same reason as above.
     scores, order = F.pad(scores[keep], (0, topk), value=_DROPPED).topk(topk)
     boxes, classes = boxes[keep], classes[keep]

@@ -139,7 +139,10 @@ def test_the_model_itself_is_left_as_it_is() -> None:
 
 def test_layers_that_inference_does_not_read_are_dropped() -> None:
     key = "MODEL.DOUBLE_HEAD."
-    options = (f"{key}FUSION", "fc", f"{key}BOX_FUSION", "conv", f"{key}CONV_HEAD_MIN_SCORE", -1.0)
+    options = (
+        *(f"{key}FUSION", "fc", f"{key}BOX_FUSION", "conv"),
+        *(f"{key}CONV_HEAD_MIN_SCORE", -1.0, f"{key}CONV_HEAD_NMS_THRESH", 1.0),
+    )
     predictor = inference_form(small_model(FLAGSHIP, options)).roi_heads.box_predictor
     assert predictor.cls_score_conv is None
     assert predictor.bbox_pred_fc is None

@@ -13,11 +13,14 @@ logits of the conv head and box deltas of the fc head, None where that head keep
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, batched_nms, cat, cross_entropy
+from detectron2.layers import ShapeSpec, cat, cross_entropy
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
+
+from ...layers.nms import exportable_nms
 
 __all__ = ["DoubleHeadOutputLayers", "Predictions", "fuse_boxes", "fuse_scores"]
 
@@ -228,8 +231,11 @@ class DoubleHeadOutputLayers(FastRCNNOutputLayers):
             boxes = boxes.unflatten(1, (-1, 4))  # (S, K or 1, 4)
             rows = torch.arange(boxes.shape[0], device=boxes.device)
             boxes = boxes[rows, classes % boxes.shape[1]]
-        groups = rois[:, 0].long() * self.num_classes + classes
-        return chosen[batched_nms(boxes, best, groups, self.conv_head_nms_thresh)]
+        # batched_nms branches on the number of boxes, which an exporter cannot follow.
+        extent = F.pad(boxes.abs().flatten(), (0, 1)).max()
+        shift = torch.stack([classes, rois[:, 0].long()], dim=1) * (2 * extent + 1)
+        boxes = boxes + shift.repeat(1, 2)
+        return chosen[exportable_nms(boxes, best, self.conv_head_nms_thresh)]
 
     def foreground(self, proposals: list[Instances]) -> Tensor:
         """Return the indices of the foreground RoIs of a batch, which alone have a box loss."""
