@@ -85,7 +85,7 @@ _BCCD = (
 
 _CONV_BOXES = ("MODEL.DOUBLE_HEAD.BOX_FUSION", "conv")
 _NO_DUPLICATES = ("MODEL.DOUBLE_HEAD.CONV_HEAD_NMS_THRESH", "0.5")
-_MORE_PROPOSALS = (*("MODEL.RPN.PRE_NMS_TOPK_TEST", "1000", "MODEL.RPN.POST_NMS_TOPK_TEST", "300"),)
+_MORE_PROPOSALS = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "1000", "MODEL.RPN.POST_NMS_TOPK_TEST", "300")
 
 # The demo's config leaves Inverted Attention out and samples fewer RoIs, to save time, and its conv
 # head skips near-duplicates.
@@ -141,7 +141,7 @@ def _with_more_proposals(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     )
 
 
-def _training_options(config: str) -> tuple[Row, ...]:
+def _training_options(dataset: str, config: str, opts: tuple[str, ...]) -> Table:
     """Double-Head-Ext trained with each option for its conv head, judged by that head's boxes."""
     head = "MODEL.DOUBLE_HEAD"
     options: dict[str, tuple[str, ...]] = {
@@ -158,7 +158,12 @@ def _training_options(config: str) -> tuple[Row, ...]:
             *(f"{head}.CONV_HEAD_FOREGROUND_ONLY", "True", f"{head}.LAMBDA_CONV", "1.0"),
         ),
     }
-    return tuple(Row(label, config, (*opts, *_CONV_BOXES)) for label, opts in options.items())
+    return Table(
+        title=f"Options for the conv head on {dataset}, Double-Head-Ext, boxes of the conv head",
+        rows=tuple(Row(label, config, (*own, *_CONV_BOXES)) for label, own in options.items()),
+        metrics=_BOX_METRICS,
+        opts=(*opts, *_FINAL_EVALUATION_ONLY, "TEST.REPORT", "False"),
+    )
 
 
 TABLES: dict[str, Table] = {
@@ -191,11 +196,8 @@ TABLES: dict[str, Table] = {
         opts=(*_SMALL, *_EVERYTHING),
         dataset="Penn-Fudan",
     ),
-    "penn-fudan-options": Table(
-        title="Options for the conv head on Penn-Fudan, Double-Head-Ext, boxes of the conv head",
-        rows=_training_options("PennFudan/double_head_ext_efficientnet_lite0.yaml"),
-        metrics=_BOX_METRICS,
-        opts=(*_SMALL, *_FINAL_EVALUATION_ONLY, "TEST.REPORT", "False"),
+    "penn-fudan-options": _training_options(
+        "Penn-Fudan", "PennFudan/double_head_ext_efficientnet_lite0.yaml", _SMALL
     ),
     "bccd": Table(
         title="BCCD, EfficientNet-Lite0 with ImageNet weights, 400 iterations of 4 images",
@@ -204,10 +206,7 @@ TABLES: dict[str, Table] = {
         opts=(*_BCCD, *_EVERYTHING),
         dataset="BCCD",
     ),
-    "bccd-options": Table(
-        title="Options for the conv head on BCCD, Double-Head-Ext, boxes of the conv head",
-        rows=_training_options("BCCD/double_head_ext_efficientnet_lite0.yaml"),
-        metrics=_BOX_METRICS,
-        opts=(*_BCCD, *_FINAL_EVALUATION_ONLY, "TEST.REPORT", "False"),
+    "bccd-options": _training_options(
+        "BCCD", "BCCD/double_head_ext_efficientnet_lite0.yaml", _BCCD
     ),
 }

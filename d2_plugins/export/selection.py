@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import nms
 
 from ..layers.nms import exportable_nms
 
@@ -70,7 +69,7 @@ def select_proposals(
         # A box of size 0 overlaps nothing.
         boxes_i = torch.where(usable[:, None], boxes_i, 0.0)
         logits_i = torch.where(usable, logits_i, _DROPPED)
-        best = nms(boxes_i, logits_i, nms_thresh)
+        best = exportable_nms(boxes_i, logits_i, nms_thresh)
         kept_boxes.append(boxes_i)
         kept_logits.append(torch.full_like(logits_i, _DROPPED).scatter(0, best, logits_i[best]))
     all_logits = torch.cat(kept_logits)

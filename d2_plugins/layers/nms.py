@@ -1,7 +1,5 @@
 """Non-maximum suppression that an exported program runs for any number of boxes."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
@@ -13,16 +11,16 @@ def exportable_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tenso
     """Apply torchvision's ``nms``.
 
     torchvision declares to ``torch.export`` that at least two boxes are kept, and the exported
-    program then fails where there are fewer. Two more boxes of size 0, which overlap nothing and
-    have the lowest scores, make the declaration true.
+    program then fails where there are fewer. Two more boxes of size 0, which overlap nothing, make
+    the declaration true.
 
     Args:
         boxes: (R, 4) XYXY.
-        scores: (R,), above minus infinity.
+        scores: (R,).
         iou_threshold: boxes with a higher IoU than this with a better box are dropped.
 
     Returns:
         Indices of the kept boxes, best first.
     """
-    padded = F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=-math.inf)
-    return nms(*padded, iou_threshold)[:-2]
+    kept = nms(F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2)), iou_threshold)
+    return kept[kept < boxes.shape[0]]
