@@ -9,11 +9,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2_plugins import model_zoo
 from d2_plugins.benchmark.timing import interleaved
+from d2_plugins.benchmark.training_step import training_step
 from d2_plugins.checkpoint.checkpointer import load_model
 from d2_plugins.engine import Trainer
 from d2_plugins.modeling.roi_heads.double_head_predictor import DoubleHeadOutputLayers
@@ -62,7 +62,10 @@ def row_costs(
             {k: partial(_infer, m, images[:num_timed]) for k, m in models.items()}, repeats
         )
     last = cfg.SOLVER.MAX_ITER - 1
-    steps = {label: partial(_train, model.train(), batch, last) for label, model in models.items()}
+    steps = {
+        label: partial(training_step, model.train(), model, batch, iteration=last)
+        for label, model in models.items()
+    }
     train = _ratios(steps, repeats)
     return {
         label: {"train": train[label], "inference": inference[label], **shares[label]}
@@ -109,9 +112,3 @@ def _conv_head_share(model: nn.Module, images: list[Any]) -> dict[str, float]:
 def _infer(model: nn.Module, images: list[Any]) -> None:
     for image in images:
         model(image)
-
-
-def _train(model: nn.Module, batch: list[Any], iteration: int) -> None:
-    with EventStorage(iteration):
-        torch.stack(list(model(batch).values())).sum().backward()
-    model.zero_grad()

@@ -11,13 +11,13 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..config import get_cfg
 from ..modeling.proposal_generator import region_match
 from .fixed_work import random_boxes
 from .timing import elapsed, median_ratio
+from .training_step import training_step
 
 __all__ = ["cascade_rpn", "region_matching"]
 
@@ -124,10 +124,7 @@ def _training_step(
     features = {name: x.detach().requires_grad_() for name, x in features.items()}
 
     def run() -> None:
-        with EventStorage(1):  # Statistics are written every 20th iteration, not in this one.
-            _, losses = model.train()(images, features, [gt])
-        sum(losses.values()).backward()
-        model.zero_grad()
+        training_step(model.train(), lambda: model(images, features, [gt])[1])
         for x in features.values():
             x.grad = None
 

@@ -18,7 +18,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from .. import model_zoo
@@ -27,6 +26,7 @@ from ..modeling import inference_form
 from ..modeling.roi_heads.double_head_predictor import DoubleHeadOutputLayers
 from .fixed_work import random_boxes
 from .timing import interleaved
+from .training_step import training_step
 
 __all__ = ["detectors"]
 
@@ -176,10 +176,7 @@ def _infer(model: nn.Module, inputs: Any) -> object:
 
 
 def _train(model: nn.Module, *inputs: Any) -> None:
-    """Run a training step without the optimizer."""
-    with EventStorage(1):  # Statistics are written every 20th iteration, not in this one.
-        torch.stack(list(model.train()(*inputs).values())).sum().backward()
-    model.zero_grad()
+    training_step(model.train(), model, *inputs)
 
 
 def _target(image: Tensor) -> Instances:

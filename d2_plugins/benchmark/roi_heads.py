@@ -12,7 +12,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import ROIHeads, build_roi_heads
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from .. import model_zoo
@@ -20,6 +19,7 @@ from ..config import get_cfg
 from ..modeling import inference_form
 from .complexity import count_costs
 from .timing import median_ratio
+from .training_step import training_step
 
 __all__ = ["double_head", "flagship_step", "inverted_attention", "whole_step"]
 
@@ -111,7 +111,9 @@ def inverted_attention(
             _build(name, double_head=settings, attention=on).to(device).train()
             for on in (True, False)
         ]
-        steps = [_step(heads, heads._forward_box, features, proposals) for heads in pair]
+        steps = [
+            partial(training_step, heads, heads._forward_box, features, proposals) for heads in pair
+        ]
         part = median_ratio(*steps, repeats=repeats, device=device)
         for heads in pair:
             _pool_once(heads, features, proposals)
@@ -167,7 +169,7 @@ def whole_step(cfg: CfgNode, image_size: int = 320, repeats: int = 3) -> float:
         cfg.MODEL.MASK_ON = False
         torch.manual_seed(0)
         model = build_model(cfg).train()
-        steps.append(_step(model, model, [{"image": image, "instances": target}]))
+        steps.append(partial(training_step, model, model, [{"image": image, "instances": target}]))
     return median_ratio(*steps, repeats=repeats, device=cfg.MODEL.DEVICE)
 
 
@@ -214,16 +216,3 @@ def _batch(
     rois.gt_classes = torch.full((num_rois,), 80)
     rois.gt_classes[: num_rois // 4] = torch.randint(80, (num_rois // 4,))
     return features, [rois.to(device)]
-
-
-def _step(
-    model: nn.Module, losses: Callable[..., dict[str, Tensor]], *args: object
-) -> Callable[[], None]:
-    """Return a training step without the optimizer."""
-
-    def step() -> None:
-        with EventStorage(1):  # Statistics are written every 20th iteration, not in this one.
-            torch.stack(list(losses(*args).values())).sum().backward()
-        model.zero_grad()
-
-    return step
